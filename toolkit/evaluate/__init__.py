@@ -1,0 +1,1 @@
+"""Evaluation: several models side by side, on the same inputs."""

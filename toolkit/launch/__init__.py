@@ -1,0 +1,1 @@
+"""Launching: from a stage to processes, here or on a cluster."""

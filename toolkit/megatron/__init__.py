@@ -1,0 +1,1 @@
+"""Pretraining on megatron-core: model, data, loop, checkpoints, and Hugging Face conversion."""

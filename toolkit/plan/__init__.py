@@ -1,0 +1,1 @@
+"""Planning: what a pipeline would do, checked and sized before anything starts."""

@@ -1,0 +1,1 @@
+"""Post-training on TRL and PEFT: supervised fine-tuning, preferences, adapters."""

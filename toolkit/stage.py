@@ -1,0 +1,165 @@
+"""What every stage kind is made of: typed settings, references to artifacts, and a registry entry.
+
+A domain folder's ``config.py`` holds the settings (pydantic, no torch) and a ``STAGES`` tuple; the
+heavy function is named as ``"module:function"`` and imported by the worker alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from toolkit.artifacts import ArtifactType
+
+SAMPLE_PREFIX = "sample:"
+
+
+class Settings(BaseModel):
+    """Strict settings: unknown keys are refused, ``"3"`` is not an int, values can't be changed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        protected_namespaces=(),
+        validate_default=False,
+        defer_build=True,
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a string setting that names an artifact: ``Annotated[str, Reference("tokenizer")]``.
+
+    The value is the name of another stage, or a path; with ``samples``, also ``sample:NAME``.
+    A reference without types takes files alone (paths and globs), not artifacts.
+    """
+
+    types: tuple[ArtifactType, ...] = ()
+    files: bool = False
+    """Whether the path may be a plain file, folder or glob rather than an artifact's folder."""
+    samples: bool = False
+    """Whether a name of the embedded sample data (``sample:python-docs``) is accepted."""
+
+    @classmethod
+    def to(cls, *artifact_types: ArtifactType) -> Reference:
+        """A reference to an artifact of one of these types."""
+        return cls(types=artifact_types)
+
+    @classmethod
+    def to_data(cls, *artifact_types: ArtifactType) -> Reference:
+        """A reference to files, a ``sample:`` name, or an artifact of one of these types."""
+        return cls(types=artifact_types, files=True, samples=True)
+
+
+class Resources(Settings):
+    """What one stage asks of the cluster. Ranks = ``nodes`` x ``ntasks_per_node``, one per GPU."""
+
+    nodes: Annotated[int, Field(ge=1)] = 1
+    ntasks_per_node: Annotated[
+        int | None,
+        Field(ge=1, description="Ranks on each node; by default what the layout needs at least."),
+    ] = None
+    cpus_per_task: Annotated[
+        int | None, Field(ge=1, description="CPU cores (and OMP threads) of each rank.")
+    ] = None
+
+
+class StageConfig(Settings):
+    """The settings that every stage has."""
+
+    kind: str
+    resources: Resources = Resources()
+
+    def artifact_type(self) -> ArtifactType:
+        """The type of the artifact that this stage makes with these settings."""
+        raise NotImplementedError
+
+    def minimum_ranks(self) -> int:
+        """The smallest world size that these settings allow."""
+        return 1
+
+    def world_size(self) -> int:
+        """Ranks this stage runs on: what ``resources`` asks, or the least that it needs."""
+        per_node = self.resources.ntasks_per_node
+        if per_node is None:
+            per_node = max(1, -(-self.minimum_ranks() // self.resources.nodes))
+        return self.resources.nodes * per_node
+
+
+Spread = Literal["process", "ranks", "shards"]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A kind of stage: what a pipeline file may say after ``kind:``."""
+
+    name: str
+    config: type[StageConfig]
+    run: str
+    """``"module:function"``; the function takes ``(config, context)`` and returns an Artifact."""
+    summary: str
+    """One line for the help text and the README's table."""
+    spread: Spread = "process"
+    """``process``: one; ``ranks``: one per GPU with a rendezvous; ``shards``: an array of tasks."""
+    extras: tuple[str, ...] = field(default=("train",))
+    """The optional dependencies it needs, as in ``pip install megatron-toolkit[train]``."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function that runs this kind; heavy."""
+        module, _, function = self.run.partition(":")
+        return typing.cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
+
+
+def references(config: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str, Reference]]:
+    """Every reference that a config holds: (path to the setting, value, what it may name)."""
+    for name, info in type(config).model_fields.items():
+        marks = [m for m in info.metadata if isinstance(m, Reference)]
+        annotation: Any = Annotated[info.annotation, marks[0]] if marks else info.annotation
+        for path, value, mark in _walk(annotation, getattr(config, name)):
+            yield (name, *path), value, mark
+
+
+def _walk(annotation: Any, value: Any) -> Iterator[tuple[tuple[str | int, ...], str, Reference]]:
+    if value is None:
+        return
+    if isinstance(value, BaseModel):
+        yield from references(value)
+    elif isinstance(value, str):
+        mark = _mark(annotation)
+        if mark is not None:
+            yield (), value, mark
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            for inner in _arguments(annotation):
+                for path, text, mark in _walk(inner, item):
+                    yield (index, *path), text, mark
+
+
+def _mark(annotation: Any) -> Reference | None:
+    """The Reference in an annotation such as ``Annotated[str, Reference(...)] | None``."""
+    if typing.get_origin(annotation) is Annotated:
+        inner, *marks = typing.get_args(annotation)
+        found = next((m for m in marks if isinstance(m, Reference)), None)
+        return found or _mark(inner)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((m for a in typing.get_args(annotation) if (m := _mark(a))), None)
+    return None
+
+
+def _arguments(annotation: Any) -> Iterator[Any]:
+    """The item types of a list annotation, through unions and ``Annotated``."""
+    origin = typing.get_origin(annotation)
+    if origin in (list, tuple):
+        yield typing.get_args(annotation)[0]
+    elif origin is Annotated:
+        yield from _arguments(typing.get_args(annotation)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for choice in typing.get_args(annotation):
+            yield from _arguments(choice)

@@ -1,0 +1,166 @@
+"""Metrics and progress of one stage, on disk: ``metrics.jsonl``, TensorBoard, ``progress.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from toolkit.artifacts import write_text
+
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+
+
+class Sink(Protocol):
+    """Where metrics go besides ``metrics.jsonl``."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take one row of numbers."""
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, under ``folder``; events after ``purge_step`` are replaced."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one scalar per value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        self._writer.close()
+
+
+class Tracker:
+    """Appends metrics to ``metrics.jsonl`` and passes them on to sinks.
+
+    Only one rank of a stage should log. Each row is one JSON object, such as
+    ``{"step": 10, "time": 1763.2, "loss": 3.21}``; a value that is not finite is written as null.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / METRICS
+        self._sinks: list[Sink] = []
+
+    def add_sink(self, sink: Sink) -> None:
+        """Pass every later row to ``sink`` too."""
+        self._sinks.append(sink)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row, flushed, so that a reader sees it at once."""
+        finite = {k: _plain(v) for k, v in values.items()}
+        row = {"step": step, "time": round(time.time(), 3), **finite}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
+        for sink in self._sinks:
+            sink.log(step, numbers)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after ``step``: training goes on from a checkpoint made there."""
+        rows = [r for r in read_metrics(self.folder) if r["step"] <= step]
+        if self._path.exists():
+            write_text(self._path, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def close(self) -> None:
+        """Flush and close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return int(number) if isinstance(value, int) else number
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a stage's ``metrics.jsonl``; a last row cut off by a crash is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class Progress:
+    """Writes ``progress.json`` for whoever watches: this machine's terminal, or another node's.
+
+    Written at most five times a second, atomically, and without flushing to disk: it is a view,
+    not a record.
+    """
+
+    INTERVAL = 0.2
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self._last = 0.0
+
+    def __call__(
+        self, done: float, total: float | None = None, *, unit: str = "", **shown: Any
+    ) -> None:
+        """Say how far the stage is.
+
+        Args:
+            done: how much is done, in ``unit``.
+            total: how much there is, where known.
+            unit: what is counted: ``iterations``, ``documents``, ``MB``.
+            shown: further figures for the line, such as ``loss=3.21``.
+        """
+        moment = time.monotonic()
+        if self._first is None:
+            self._first, self._started = done, moment
+        if moment - self._last < self.INTERVAL and done != total:
+            return
+        self._last = moment
+        elapsed = moment - self._started
+        rate = (done - self._first) / elapsed if elapsed > 0 else 0.0
+        left = (total - done) / rate if total is not None and rate > 0 else None
+        record = {
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": rate,
+            "seconds_left": left,
+            "shown": {k: _plain(v) for k, v in shown.items()},
+            "time": time.time(),
+        }
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(self._path)
