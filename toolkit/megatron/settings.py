@@ -1,0 +1,221 @@
+"""The groups of settings that ``PretrainConfig`` is made of; flat names, as Megatron's flags are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from toolkit.stage import Reference, Settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class NumericsSettings(Settings):
+    """Number formats, and what is computed twice to save memory."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Format of weights and activations; auto is bf16 on GPUs, fp32 on CPUs.",
+    )
+    fp8: Literal["hybrid", "e4m3"] | None = Field(
+        default=None,
+        description="Run the linear layers in FP8 (TransformerEngine, Ada or newer GPUs).",
+    )
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        default="delayed", description="How FP8 scales are found."
+    )
+    fp8_margin: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Powers of two kept free above the largest value seen."
+    )
+    fp8_amax_history_len: Count = Field(
+        default=1024, description="Steps over which the delayed recipe looks for the largest value."
+    )
+    fp8_amax_compute_algo: Literal["most_recent", "max"] = Field(
+        default="max", description="What the delayed recipe takes from that history."
+    )
+    recompute_granularity: Literal["selective", "full"] | None = Field(
+        default=None,
+        description="Recompute attention (selective) or whole layers (full) in the backward.",
+    )
+    recompute_method: Literal["uniform", "block"] | None = Field(
+        default=None,
+        description="Which layers full recomputation takes; needed with granularity full.",
+    )
+    recompute_num_layers: Count | None = Field(
+        default=None,
+        description="Layers per recomputed chunk (uniform), or recomputed layers (block).",
+    )
+
+    @model_validator(mode="after")
+    def _recompute_is_complete(self) -> Self:
+        details = (self.recompute_method, self.recompute_num_layers)
+        if self.recompute_granularity == "full" and None in details:
+            raise ValueError(
+                "recompute_granularity full needs recompute_method (uniform or block)"
+                " and recompute_num_layers"
+            )
+        if self.recompute_granularity != "full" and details != (None, None):
+            raise ValueError(
+                "recompute_method and recompute_num_layers go with recompute_granularity full only"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_has_a_base(self) -> Self:
+        if self.fp8 is not None and self.precision not in ("auto", "bf16"):
+            raise ValueError(f"fp8 goes with precision bf16 (or auto), not {self.precision}")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """Adam, and the learning rate over the iterations (``OptimizerParamScheduler``)."""
+
+    lr: Positive = Field(default=1e-3, description="Highest learning rate.")
+    min_lr: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Lowest learning rate of the decay; by default a tenth of lr."
+    )
+    lr_decay_style: Literal["cosine", "linear", "WSD", "constant"] = Field(
+        default="cosine", description="Shape of the decay; WSD is warm-up, stable, decay."
+    )
+    lr_warmup_iters: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Iterations of linear warm-up; by default 5 % of train_iters, at most 2000.",
+    )
+    lr_decay_iters: Count | None = Field(
+        default=None, description="Iteration at which min_lr is reached; by default train_iters."
+    )
+    lr_wsd_decay_iters: Count | None = Field(
+        default=None, description="Length of WSD's decay; by default a tenth of lr_decay_iters."
+    )
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
+        default="minus_sqrt", description="Shape of WSD's decay."
+    )
+    adam_beta1: Fraction = Field(default=0.9, description="Decay of Adam's mean.")
+    adam_beta2: Fraction = Field(default=0.95, description="Decay of Adam's square.")
+    adam_eps: Positive = Field(default=1e-8, description="Adam's epsilon.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="Decoupled weight decay of matrices; biases and norms have none."
+    )
+    clip_grad: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Longest gradient (global L2 norm); 0 clips nothing."
+    )
+    use_distributed_optimizer: bool = Field(
+        default=True,
+        description="Shard the optimizer's state over the data-parallel ranks (ZeRO-1).",
+    )
+
+    @model_validator(mode="after")
+    def _lr_falls(self) -> Self:
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        return self
+
+
+class BatchSettings(Settings):
+    """How many sequences a step takes, and how long they are."""
+
+    train_iters: Count = Field(description="Optimizer steps.")
+    micro_batch_size: Count = Field(
+        default=4, description="Sequences that one rank takes through the model at once."
+    )
+    global_batch_size: Count = Field(
+        default=16, description="Sequences of one optimizer step, over all ranks and microbatches."
+    )
+    seq_length: Count | None = Field(
+        default=None,
+        description="Tokens of a sequence; by default the model's max_position_embeddings.",
+    )
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of"
+                f" micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class DataSettings(Settings):
+    """What is read, and which part of it is held out."""
+
+    data: Annotated[str, Reference(types=("dataset",), files=True)] = Field(
+        description="A tokenize stage, a dataset artifact, or a .bin/.idx pair without its suffix."
+    )
+    tokenizer: Annotated[str, Reference.to("tokenizer")] | None = Field(
+        default=None,
+        description="The tokenizer of a bare .bin/.idx pair; a dataset artifact has its own.",
+    )
+    split: str = Field(
+        default="969,30,1",
+        pattern=r"^\s*[0-9.]+\s*(,\s*[0-9.]+\s*){0,2}$",
+        description="Shares of training, validation and test documents, as Megatron writes them.",
+    )
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Processes that read batches ahead on each rank; 0 reads in the loop.",
+    )
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The training, validation and test shares, which sum to 1."""
+        weights = [float(part) for part in self.split.split(",")]
+        weights += [0.0] * (3 - len(weights))
+        total = sum(weights)
+        return weights[0] / total, weights[1] / total, weights[2] / total
+
+    @model_validator(mode="after")
+    def _split_has_training_data(self) -> Self:
+        try:
+            training = self.shares[0]
+        except (ValueError, ZeroDivisionError):
+            training = 0.0
+        if training <= 0:
+            raise ValueError(
+                f"split {self.split!r} leaves nothing to train on; write it like 969,30,1"
+            )
+        return self
+
+
+class CheckpointSettings(Settings):
+    """When weights are saved, and where they start from."""
+
+    load: Annotated[str, Reference.to("checkpoint")] | None = Field(
+        default=None,
+        description="A checkpoint whose weights to start from, instead of random ones.",
+    )
+    save_interval: Count = Field(default=500, description="Iterations between checkpoints.")
+    keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are removed.")
+
+
+class MonitorSettings(Settings):
+    """What is measured, and what to do when the loss goes wrong."""
+
+    log_interval: Count = Field(default=10, description="Iterations between rows of metrics.")
+    eval_interval: Count = Field(default=100, description="Iterations between evaluations.")
+    eval_iters: Annotated[int, Field(ge=0)] = Field(
+        default=10,
+        description="At most this many global batches of held-out data; 0 evaluates nothing.",
+    )
+    tensorboard: bool = Field(default=True, description="Also write metrics for TensorBoard.")
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop", description="When loss or gradient is not finite: stop, or skip the batch."
+    )
+    on_loss_spike: Literal["off", "stop", "skip"] = Field(
+        default="off", description="When the loss jumps: nothing, stop, or skip the batch."
+    )
+    loss_spike_factor: Annotated[float, Field(gt=1)] = Field(
+        default=2.0, description="A loss over this many times the window's median is a spike."
+    )
+    loss_spike_window: Annotated[int, Field(ge=2)] = Field(
+        default=50, description="Iterations that the median is taken over."
+    )
+    max_skipped_in_a_row: Count = Field(
+        default=10, description="Stop when this many batches in a row had to be skipped."
+    )
+    distributed_timeout_minutes: Count = Field(
+        default=10, description="A rank that waits longer than this for the others gives up."
+    )
