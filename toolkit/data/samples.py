@@ -1,0 +1,144 @@
+"""Embedded sample data, made from the standard library of the running interpreter: no download.
+
+- ``python-docs``: ``{"text"}``, a docstring under its signature, or a topic of ``pydoc_data``.
+- ``python-questions``: ``{"instruction", "input", "output"}`` (alpaca style): what does this
+  function do, its signature, the first sentence of its docstring.
+- ``python-preferences``: ``{"prompt", "chosen", "rejected"}``: the same question, the right
+  sentence, and another function's sentence that has no word of the name.
+
+**The split.** ``sample:python-docs`` is the training part and ``sample:python-docs/held-out`` the
+rest, about a tenth; so for all three. The side is decided by a hash of the docstring's first
+sentence: two docstrings that are equal, or begin with the same sentence, are on one side, in all
+three samples. Topics repeat one another's paragraphs, so all of them are on the training side. A
+rejected answer comes from its own side.
+
+The same interpreter always gives the same records in the same order, which is shuffled: a part of
+a sample is like the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pydoc_data.topics import topics
+from typing import Any
+
+from toolkit.data.stdlib import Documented, documented
+from toolkit.errors import DataError
+from toolkit.stage import SAMPLE_PREFIX
+
+HELD_OUT = "/held-out"
+HELD_OUT_PERCENT = 10
+SHORTEST_ANSWER, LONGEST_ANSWER = 15, 160
+"""Characters of an answer; a first sentence outside this range makes no question."""
+LENGTH_RATIO = 1.5
+"""How much longer the longer one of a preference pair may be, so that length tells nothing."""
+STEM = 4
+"""Letters by which two words count as related: ``decode`` and ``decoder``."""
+
+Row = dict[str, Any]
+
+
+def read_sample(name: str) -> Iterator[Row]:
+    """The records of a sample, by its name with or without ``sample:`` in front.
+
+    Raises:
+        DataError: there is no such sample; the message lists those that are.
+    """
+    plain = name.removeprefix(SAMPLE_PREFIX)
+    if plain not in SAMPLES:
+        raise DataError(f"no sample is called {plain!r}", hint=f"there are: {', '.join(SAMPLES)}")
+    return _MAKERS[plain.removesuffix(HELD_OUT)](plain.endswith(HELD_OUT))
+
+
+def is_held_out(docstring: str) -> bool:
+    """Which side of the split a docstring is on, by the SHA-256 of its first sentence."""
+    digest = _hash(first_sentence(docstring).lower())
+    return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of the text before the first blank line, on one line."""
+    paragraph = " ".join(re.split(r"\n\s*\n", docstring, maxsplit=1)[0].split())
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)[0]
+
+
+def answer(item: Documented) -> str | None:
+    """The first sentence of a docstring, or None where it is no sentence about the object."""
+    sentence = first_sentence(item.docstring)
+    if not sentence[:1].isalpha() or "->" in sentence or ">>>" in sentence or sentence[-1] == ":":
+        return None
+    sentence = sentence if sentence[-1] in ".!?" else f"{sentence}."
+    whole = SHORTEST_ANSWER <= len(sentence) <= LONGEST_ANSWER and len(sentence.split()) >= 3
+    return sentence if whole else None
+
+
+def _side(held_out: bool) -> list[Documented]:
+    side = (item for item in documented() if is_held_out(item.docstring) == held_out)
+    return sorted(side, key=lambda item: _hash(item.name + item.docstring))
+
+
+def _docs(held_out: bool) -> Iterator[Row]:
+    texts = [f"{item.kind} {item.heading}\n\n{item.docstring}\n" for item in _side(held_out)]
+    if not held_out:
+        texts.extend(f"topic {name}\n\n{text.strip()}\n" for name, text in topics.items())
+    for text in sorted(texts, key=_hash):
+        yield {"text": text}
+
+
+def _questions(held_out: bool) -> Iterator[Row]:
+    for item, text in _answered(held_out):
+        yield {"instruction": _question(item), "input": item.heading, "output": text}
+
+
+def _preferences(held_out: bool) -> Iterator[Row]:
+    """Pairs that the prompt decides: the chosen answer has a word of the name, the other none."""
+    pool = list(_answered(held_out))
+    for index, (item, chosen) in enumerate(pool):
+        if _related(item.name, chosen):
+            others = (text for _, text in (*pool[index + 1 :], *pool[:index]))
+            rejected = next((t for t in others if _contrasts(item.name, chosen, t)), None)
+            if rejected is not None:
+                prompt = f"{_question(item)}\n\n{item.heading}"
+                yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _answered(held_out: bool) -> Iterator[tuple[Documented, str]]:
+    for item in _side(held_out):
+        text = answer(item)
+        if text is not None:
+            yield item, text
+
+
+def _question(item: Documented) -> str:
+    return f"What does this Python {item.kind} do?"
+
+
+def _contrasts(name: str, chosen: str, other: str) -> bool:
+    shorter, longer = sorted((len(chosen), len(other)))
+    return longer <= LENGTH_RATIO * shorter and not _related(name, other)
+
+
+def _related(name: str, text: str) -> bool:
+    """Whether a sentence has a word that the last two parts of the name have."""
+    return not _stems(" ".join(name.split(".")[-2:])).isdisjoint(_stems(text))
+
+
+def _stems(text: str) -> set[str]:
+    """Beginnings of the words of a text, ``camelCase`` and ``snake_case`` taken apart."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
+    return {word.lower()[:STEM] for word in words if len(word) >= STEM}
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+_MAKERS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "python-docs": _docs,
+    "python-questions": _questions,
+    "python-preferences": _preferences,
+}
+SAMPLES: Sequence[str] = tuple(name + part for name in _MAKERS for part in ("", HELD_OUT))
+"""The names that may follow ``sample:``."""
