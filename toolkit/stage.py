@@ -58,6 +58,15 @@ class Reference:
         return cls(types=artifact_types, files=True, samples=True)
 
 
+@dataclass(frozen=True)
+class Operational:
+    """Marks a setting that changes how a stage runs, but not what it makes.
+
+    ``Annotated[int, Operational()]``: such settings (the parallel layout, how often to save) are
+    left out of the fingerprint, so that a run may be resumed with other values.
+    """
+
+
 class Resources(Settings):
     """What one stage asks of the cluster. Ranks = ``nodes`` x ``ntasks_per_node``, one per GPU."""
 
@@ -75,7 +84,7 @@ class StageConfig(Settings):
     """The settings that every stage has."""
 
     kind: str
-    resources: Resources = Resources()
+    resources: Annotated[Resources, Operational()] = Resources()
 
     def artifact_type(self) -> ArtifactType:
         """The type of the artifact that this stage makes with these settings."""

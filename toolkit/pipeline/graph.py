@@ -1,0 +1,184 @@
+"""The graph that references between stages make: typed, without cycles, in an order to work in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolkit.artifacts import read_artifact
+from toolkit.data.samples import SAMPLES
+from toolkit.errors import Problem, ToolkitError
+from toolkit.pipeline.problems import nearest
+from toolkit.pipeline.source import COMMAND_LINE, Key, Source
+from toolkit.stage import SAMPLE_PREFIX, Reference, StageConfig, references
+
+HELD_OUT = "/held-out"
+
+
+@dataclass
+class Graph:
+    """Which stage needs which, and what comes from outside."""
+
+    order: list[str] = field(default_factory=list)
+    """Every stage after the ones it needs; otherwise as in the file."""
+    needs: dict[str, list[str]] = field(default_factory=dict)
+    """For each stage, the stages whose artifacts it takes."""
+    outside: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """For each stage, the references that are paths, and where those lie (globs as they are)."""
+    problems: list[Problem] = field(default_factory=list)
+
+    def below(self, names: list[str]) -> set[str]:
+        """These stages and all that they need, through any number of steps."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += self.needs.get(name, [])
+        return found
+
+
+def build_graph(stages: Mapping[str, StageConfig], names: list[str], source: Source) -> Graph:
+    """Resolve every reference.
+
+    Args:
+        stages: the stages whose settings are valid.
+        names: all stages of the file, valid or not: a reference to one is not a mistake by itself.
+        source: for the places of references.
+    """
+    graph = Graph()
+    for name, config in stages.items():
+        graph.needs[name], graph.outside[name] = [], {}
+        for path, value, mark in references(config):
+            key: Key = ("stages", name, *path)
+            _resolve(graph, name, key, value, mark, stages, names, source)
+    graph.order, cycle = _sort(graph.needs)
+    if cycle:
+        text = " -> ".join(cycle)
+        graph.problems.append(
+            source.problem(("stages", cycle[0]), f"stages need each other in a circle: {text}")
+        )
+    return graph
+
+
+def _resolve(
+    graph: Graph,
+    stage: str,
+    key: Key,
+    value: str,
+    mark: Reference,
+    stages: Mapping[str, StageConfig],
+    names: list[str],
+    source: Source,
+) -> None:
+    """Note what one reference points to, or why it can't."""
+    message: str | None = None
+    if value.startswith(SAMPLE_PREFIX):
+        message = _sample_problem(value, mark)
+    elif value in names:
+        if value in stages:
+            message = _type_problem(stage, value, mark, stages)
+        if message is None and value not in graph.needs[stage]:
+            graph.needs[stage].append(value)
+    else:
+        place = source.place(key)
+        base = Path.cwd() if place is None or place.file == COMMAND_LINE else place.file.parent
+        found, message = _outside(value, mark, base, names)
+        if found is not None:
+            graph.outside[stage][value] = found
+    if message is not None:
+        graph.problems.append(source.problem(key, message))
+
+
+def _sample_problem(value: str, mark: Reference) -> str | None:
+    if not mark.samples:
+        return f"{value!r} is sample data; needed is {_wanted(mark)}"
+    name = value.removeprefix(SAMPLE_PREFIX)
+    if name.removesuffix(HELD_OUT) in SAMPLES:
+        return None
+    near = nearest(name, SAMPLES)
+    valid = ", ".join(f"{SAMPLE_PREFIX}{s}[{HELD_OUT}]" for s in SAMPLES)
+    return f"no such sample {value!r}" + (f"; {near}" if near else "") + f" (valid: {valid})"
+
+
+def _type_problem(
+    stage: str, value: str, mark: Reference, stages: Mapping[str, StageConfig]
+) -> str | None:
+    made = stages[value].artifact_type()
+    if made in mark.types:
+        return None
+    return (
+        f"stage {stage!r} ({stages[stage].kind}) needs {_wanted(mark)}, "
+        f"but stage {value!r} ({stages[value].kind}) makes a {made}"
+    )
+
+
+def _wanted(mark: Reference) -> str:
+    parts = []
+    if mark.types:
+        parts.append("a " + " or ".join(mark.types))
+    if mark.files:
+        parts.append("files")
+    return " or ".join(parts)
+
+
+def _outside(
+    value: str, mark: Reference, base: Path, names: list[str]
+) -> tuple[Path | None, str | None]:
+    """Look for a path beside the file that names it, then in the current folder."""
+    candidates = [Path(value).expanduser()]
+    if not candidates[0].is_absolute():
+        candidates = [base / value, Path.cwd() / value]
+    for path in candidates:
+        if path.exists() or (mark.files and matches(path)):
+            return path.absolute(), _artifact_problem(path, mark)
+    near = nearest(value, names)
+    known = f"stages: {', '.join(names)}"
+    looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
+    hint = f"{near} ({known})" if near else f"{known}; looked for {looked}"
+    return None, f"neither a stage nor a path that exists: {value!r}; {hint}"
+
+
+def matches(path: Path) -> list[Path]:
+    """The files that a path, a glob, or a dataset's prefix stands for."""
+    if path.exists():
+        return [path]
+    root = Path(path.anchor)
+    found = sorted(root.glob(str(path.relative_to(root))))
+    return found or sorted(path.parent.glob(f"{path.name}.*"))
+
+
+def _artifact_problem(path: Path, mark: Reference) -> str | None:
+    """Why an existing path is not what the reference takes."""
+    if mark.files:
+        return None
+    try:
+        made = read_artifact(path).type
+    except ToolkitError as error:
+        return f"{error.message} ({path}); needed is {_wanted(mark)}"
+    if made in mark.types:
+        return None
+    return f"{path} holds a {made}; needed is {_wanted(mark)}"
+
+
+def _sort(needs: Mapping[str, list[str]]) -> tuple[list[str], list[str]]:
+    """Depth-first order, and a cycle if there is one: ``["a", "b", "a"]``."""
+    order: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> Iterator[list[str]]:
+        if name in above:
+            yield [*above[above.index(name) :], name]
+        elif name not in done:
+            for need in needs.get(name, []):
+                yield from visit(need, (*above, name))
+            if name not in done:
+                done.add(name)
+                order.append(name)
+
+    for name in needs:
+        for cycle in visit(name, ()):
+            return order, cycle
+    return order, []

@@ -1,0 +1,129 @@
+"""From pydantic's errors to sentences: what was wrong, what is valid, and the nearest name."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from toolkit.errors import Problem
+from toolkit.pipeline.source import Key, Source
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """``did you mean 'x'?`` for a name that is nearly one of the valid ones."""
+    close = get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """A sentence for a name that is none of the valid ones, with the nearest and all of them."""
+    names = list(valid)
+    near = nearest(name, names)
+    listed = ", ".join(names) if names else "none"
+    return f"unknown {what} {name!r}" + (f"; {near}" if near else "") + f" (valid: {listed})"
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], source: Source, prefix: Key
+) -> list[Problem]:
+    """One problem for each setting that pydantic refused.
+
+    Args:
+        error: what validating ``source``'s data at ``prefix`` raised.
+        model: the class it was validated with.
+        source: the decoded file, for places and for the values as written.
+        prefix: where the validated mapping stands: ``("stages", "base")``.
+    """
+    found: dict[Key, list[str]] = {}
+    for item in error.errors():
+        key = _real_key(item["loc"], item["type"], at(source.data, prefix))
+        message = _sentence(item, model, key)
+        messages = found.setdefault((*prefix, *key), [])
+        if message not in messages:
+            messages.append(message)
+    return [source.problem(key, _joined(messages, source, key)) for key, messages in found.items()]
+
+
+def at(data: Any, key: Key) -> Any:
+    """The value at ``key``."""
+    for part in key:
+        data = data[part]
+    return data
+
+
+def _joined(messages: list[str], source: Source, key: Key) -> str:
+    """The branches of a union as one sentence, then the value as it was written."""
+    text = " or ".join(messages)
+    if "unknown key" in text or "is missing" in text:
+        return text
+    try:
+        value = at(source.data, key)
+    except (KeyError, IndexError, TypeError):
+        return text
+    if isinstance(value, (dict, list)):
+        return text
+    return f"{text}; got {value!r}" + (" (a string)" if isinstance(value, str) else "")
+
+
+def _real_key(location: tuple[str | int, ...], kind: str, data: Any) -> Key:
+    """``location`` without the names of union branches that pydantic mixes into it."""
+    key: list[str | int] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(data, dict):
+            if part in data:
+                data = data[part]
+            elif not (last and kind == "missing"):
+                continue
+            key.append(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+            key.append(part)
+    return tuple(key)
+
+
+def _sentence(item: Any, model: type[BaseModel], key: Key) -> str:
+    if item["type"] == "extra_forbidden":
+        valid = [n for m in models_at(model, key[:-1]) for n in m.model_fields]
+        return unknown("key", str(key[-1]), valid)
+    if item["type"] == "missing":
+        return "is missing, and has no default" + _described(model, key)
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a mapping (key: value)"
+    message: str = item["msg"]
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return message[0].lower() + message[1:]
+
+
+def _described(model: type[BaseModel], key: Key) -> str:
+    for holder in models_at(model, key[:-1]):
+        info = holder.model_fields.get(str(key[-1]))
+        if info is not None and info.description:
+            return f": {info.description}"
+    return ""
+
+
+def models_at(model: type[BaseModel], key: Key) -> list[type[BaseModel]]:
+    """The settings classes that may stand at ``key`` below ``model``."""
+    found = [model]
+    for part in key:
+        inner = []
+        for holder in found:
+            info = holder.model_fields.get(str(part))
+            inner += list(_models_in(info.annotation)) if info is not None else []
+        if inner or not isinstance(part, int):
+            found = inner
+    return found
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        for argument in typing.get_args(annotation):
+            yield from _models_in(argument)

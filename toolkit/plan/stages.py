@@ -1,0 +1,83 @@
+"""What would happen, stage by stage, and every layout that can't work: nothing is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.errors import ConfigError, Problem
+from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.layout import layout_of, layout_problems
+from toolkit.pipeline.loading import Loaded
+from toolkit.pipeline.registry import stage_kinds
+from toolkit.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One row of the plan."""
+
+    name: str
+    kind: str
+    takes: tuple[str, ...]
+    makes: str
+    ranks: int
+    detail: str
+    """The layout and the batch arithmetic, where there is one."""
+
+
+def plan_stages(loaded: Loaded) -> list[StagePlan]:
+    """The plan of every stage, in order of work.
+
+    Raises:
+        ConfigError: with every layout that can't work.
+    """
+    problems = [p for name in loaded.graph.order for p in _problems(loaded, name)]
+    if problems:
+        raise ConfigError(problems)
+    return [_plan(loaded, name) for name in loaded.graph.order]
+
+
+def _problems(loaded: Loaded, name: str) -> list[Problem]:
+    config = loaded.pipeline.stages[name]
+    prefix = ("stages", name)
+    found = []
+    if isinstance(config, PretrainConfig):
+        for key, message in layout_problems(config, config.world_size()):
+            found.append(loaded.source.problem((*prefix, *key.split(".")), message))
+    elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
+        message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
+        found.append(loaded.source.problem((*prefix, "resources"), message))
+    return found
+
+
+def _plan(loaded: Loaded, name: str) -> StagePlan:
+    config = loaded.pipeline.stages[name]
+    outside = loaded.graph.outside[name]
+    return StagePlan(
+        name=name,
+        kind=config.kind,
+        takes=(*loaded.graph.needs[name], *outside),
+        makes=config.artifact_type(),
+        ranks=config.world_size(),
+        detail=_detail(config),
+    )
+
+
+def _detail(config: StageConfig) -> str:
+    if not isinstance(config, PretrainConfig):
+        return ""
+    layout = layout_of(config, config.world_size())
+    parts = [
+        f"TP {layout.tensor_model_parallel_size}",
+        f"PP {layout.pipeline_model_parallel_size}",
+        f"DP {layout.data_parallel_size}",
+    ]
+    if layout.virtual_pipeline_model_parallel_size:
+        parts.insert(2, f"VPP {layout.virtual_pipeline_model_parallel_size}")
+    tokens = config.global_batch_size * config.sequence
+    return (
+        f"{' x '.join(parts)}; batch {config.global_batch_size} ="
+        f" {config.micro_batch_size} x DP {layout.data_parallel_size}"
+        f" x {layout.num_microbatches} microbatches;"
+        f" {config.train_iters:,} iterations x {tokens:,} tokens"
+    )

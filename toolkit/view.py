@@ -1,0 +1,181 @@
+"""What the terminal shows: the plan, a run's progress, and the state of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status as Spinner
+from rich.table import Table
+
+from toolkit.errors import ExitCode
+from toolkit.launch.local import Result, log_path, tail
+from toolkit.launch.run import STOPPED
+from toolkit.pipeline.run import Task
+from toolkit.pipeline.state import StageState
+from toolkit.plan.stages import StagePlan
+
+QUIET_INTERVAL = 30.0
+"""Seconds between progress lines where the output is no terminal."""
+MARKS = {
+    "complete": "[green]✓[/]",
+    "failed": "[red]✗[/]",
+    "interrupted": "[yellow]■[/]",
+    "running": "[cyan]▸[/]",
+    "pending": "[dim]·[/]",
+}
+
+
+def plan_table(plans: Sequence[StagePlan]) -> Table:
+    """The plan as a table: what each stage takes and makes, and on how many ranks."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "kind", "takes", "makes", "ranks", "layout"):
+        table.add_column(column, justify="right" if column == "ranks" else "left")
+    for plan in plans:
+        takes = ", ".join(plan.takes) or "[dim]-[/]"
+        table.add_row(plan.name, plan.kind, takes, plan.makes, str(plan.ranks), plan.detail)
+    return table
+
+
+def status_table(states: Mapping[str, StageState], progress: Mapping[str, Any]) -> Table:
+    """The state of a run's stages as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "stage", "state", "attempts", "time", "now"):
+        table.add_column(column)
+    for name, state in states.items():
+        now = progress_text(progress[name]) if progress.get(name) else ""
+        if state.status == "failed" and state.error:
+            now = escape(str(state.error["message"]).splitlines()[0])
+        elif state.status != "running":
+            now = ""
+        table.add_row(
+            MARKS[state.status],
+            name,
+            state.status,
+            str(len(state.attempts)) if state.attempts else "",
+            duration(state.seconds) if state.seconds else "",
+            now,
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3:05``, ``1:02:03`` or ``2 d 04:00``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def progress_text(record: Mapping[str, Any]) -> str:
+    """``120/200 iterations  3.1/s  0:26 left  loss 4.21``."""
+    done, total, unit = record["done"], record["total"], record["unit"]
+    parts = [f"{done:,g}" + (f"/{total:,g}" if total else "") + f" {unit}".rstrip()]
+    if record["rate"]:
+        parts.append(f"{record['rate']:,.3g}/s")
+    if record["seconds_left"] is not None and done != total:
+        parts.append(f"{duration(record['seconds_left'])} left")
+    for name, value in record["shown"].items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        parts.append(f"{name.replace('_', ' ')} {text}")
+    return "  ".join(parts)
+
+
+class RunView:
+    """Shows a run: one line per stage, and under them what the running stage is doing."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._spinner: Spinner | None = None
+        self._since = 0.0
+        self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def skipped(self, task: Task) -> None:
+        """One line for a stage that was complete already."""
+        self._line("complete", task, "[dim]complete already[/]")
+
+    def started(self, task: Task, ranks: int) -> None:
+        """Begin to show a stage."""
+        self._since = self._printed = time.monotonic()
+        if self._console.is_terminal:
+            self._spinner = self._console.status(self._label(task, None))
+            self._spinner.start()
+        else:
+            verb = "goes on" if task.action == "resume" else "starts"
+            on = f" on {ranks} ranks" if ranks > 1 else ""
+            self._line("running", task, f"{verb}{on}")
+
+    def progress(self, task: Task, record: Mapping[str, Any] | None) -> None:
+        """Show what the stage last said."""
+        if self._spinner is not None:
+            self._spinner.update(self._label(task, record))
+        elif record and time.monotonic() - self._printed >= QUIET_INTERVAL:
+            self._printed = time.monotonic()
+            self._line("running", task, escape(progress_text(record)))
+
+    def ended(self, task: Task, result: Result, seconds: float) -> None:
+        """One line for the stage, and where it failed the reason, the log, and its last lines."""
+        self._stop()
+        if result.code == ExitCode.OK:
+            self._line("complete", task, duration(seconds))
+        elif result.code in STOPPED:
+            saved = result.code == ExitCode.SAVED_AND_STOPPED
+            what = "stopped and saved" if saved else "stopped"
+            self._line("interrupted", task, f"{what}; the same command goes on from here")
+        else:
+            self._line("failed", task, f"failed after {duration(seconds)}")
+            self._explain(task, result)
+
+    def _explain(self, task: Task, result: Result) -> None:
+        error = result.error or {}
+        where = f"{error['where']}: " if error.get("where") else ""
+        self._console.print(f"  {escape(where + str(error.get('message', '')))}", style="red")
+        if error.get("hint"):
+            self._console.print(f"  {escape(str(error['hint']))}")
+        log = result.log or log_path(task.folder, 0)
+        expected = error.get("traceback") is None and bool(error.get("message"))
+        self._console.print(f"  log: {log}", style="dim", soft_wrap=True)
+        for line in tail(log, 5 if expected else 20):
+            self._console.print(f"  │ {escape(line)}", style="dim", soft_wrap=True)
+
+    def _line(self, status: str, task: Task, text: str) -> None:
+        name, kind = f"{task.name:<16}", f"{task.config.kind:<16}"
+        self._console.print(f"{MARKS[status]} {name} [dim]{kind}[/] {text}", soft_wrap=True)
+
+    def _label(self, task: Task, record: Mapping[str, Any] | None) -> str:
+        text = escape(progress_text(record)) if record else "starting"
+        elapsed = duration(time.monotonic() - self._since)
+        return f"{task.name:<16} [dim]{task.config.kind:<16}[/] {text}  [dim]{elapsed}[/]"
+
+    def _stop(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,235 @@
+"""What every job runs: ``python -m toolkit.worker STAGE_DIR``, once per rank.
+
+It reads ``stage.yaml``, runs the stage's function, and returns an exit code (``ExitCode``). Ranks
+come from the environment (RANK, WORLD_SIZE, LOCAL_RANK), as torchrun and Slurm's templates set it.
+Rank 0 holds the stage's lock and writes ``state.json``; a rank that fails leaves its reason in
+``errors/rank-N.json``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import now, write_json
+from toolkit.context import Input, StageContext, StopRequest, versions
+from toolkit.errors import ExitCode, StageInterrupted, ToolkitError
+from toolkit.pipeline.registry import stage_kinds
+from toolkit.pipeline.state import (
+    StageFile,
+    StageState,
+    Status,
+    locked,
+    read_stage_file,
+    read_state,
+    write_state,
+)
+from toolkit.stage import StageConfig
+
+logger = logging.getLogger("toolkit.worker")
+ERRORS = "errors"
+DIES_WITH_PARENT = "TOOLKIT_DIES_WITH_PARENT"
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker ended."""
+
+    code: ExitCode
+    status: Status
+    error: dict[str, Any] | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank of one stage; returns the process's exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m toolkit.worker STAGE_DIR\n")
+        return ExitCode.USER_ERROR
+    stop = StopRequest()
+    stop.install()
+    _die_with_parent()
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s [rank {os.environ.get('RANK', '0')}] %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    folder = Path(arguments[0]).resolve()
+    try:
+        return run_rank(folder, stop)
+    except ToolkitError as error:
+        logger.error("%s", error)
+        return error.exit_code
+
+
+def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
+    """Run this process's rank of the stage in ``folder``."""
+    file = read_stage_file(folder)
+    if file is None:
+        raise ToolkitError("no stage.yaml here", where=str(folder))
+    kind = stage_kinds()[file.kind]
+    config = kind.config.model_validate(file.config)
+    context = make_context(folder, file, stop)
+    with ExitStack() as stack:
+        if context.rank == 0:
+            stack.enter_context(locked(folder, "stage"))
+            state = _begin(folder, file, context)
+        started = time.monotonic()
+        outcome = _attempt(kind.load, config, context)
+        _record_error(folder, context.rank, outcome)
+        if context.rank == 0:
+            _end(folder, state, outcome, time.monotonic() - started)
+    return outcome.code
+
+
+def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageContext:
+    """The context of this process's rank, from ``stage.yaml`` and the environment."""
+    inputs = {
+        reference: Input(reference, (folder / i["folder"]).resolve(), i["type"], i["fingerprint"])
+        for reference, i in file.inputs.items()
+    }
+    return StageContext(
+        stage=file.stage,
+        kind=file.kind,
+        folder=folder,
+        fingerprint=file.fingerprint,
+        inputs=inputs,
+        seed=file.seed,
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        device=detect_device(),
+        stop=stop,
+    )
+
+
+def detect_device() -> str:
+    """``cuda`` where this process can use an NVIDIA GPU; ``TOOLKIT_DEVICE=cpu`` forbids it."""
+    asked = os.environ.get("TOOLKIT_DEVICE")
+    if asked:
+        return asked
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return "cpu"  # without a device file there is no need to load torch to ask
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
+    old = read_state(folder)
+    state = StageState(
+        status="running",
+        fingerprint=file.fingerprint,
+        attempts=old.attempts,
+        versions=versions(),
+        seconds=old.seconds,
+    )
+    for attempt in state.attempts:
+        attempt["status"] = "failed" if attempt["status"] == "running" else attempt["status"]
+    state.attempts.append(
+        {
+            "started": now(),
+            "status": "running",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": context.world_size,
+            "device": context.device,
+        }
+    )
+    shutil.rmtree(folder / ERRORS, ignore_errors=True)
+    write_state(folder, state)
+    return state
+
+
+def _end(folder: Path, state: StageState, outcome: Outcome, seconds: float) -> None:
+    state.status = outcome.status
+    state.error = outcome.error
+    state.seconds += seconds
+    state.attempts[-1] |= {"ended": now(), "status": outcome.status, "seconds": seconds}
+    try:
+        write_state(folder, state)
+    except OSError as error:
+        # A full disk must not hide the first error, which is in the log already.
+        logger.error("can't write %s: %s", folder / "state.json", error.strerror)
+
+
+def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
+    """Run the stage's function, and say how it ended."""
+    try:
+        with context.tracker:
+            load()(config, context)
+    except StageInterrupted as error:
+        logger.warning("%s", error)
+        code = ExitCode.SAVED_AND_STOPPED if error.saved else ExitCode.INTERRUPTED
+        return Outcome(code, "interrupted", {"message": error.message})
+    except KeyboardInterrupt:
+        name = context.stop.signal.name if context.stop.signal else "SIGINT"
+        logger.warning("interrupted by %s", name)
+        return Outcome(ExitCode.INTERRUPTED, "interrupted", {"message": f"stopped by {name}"})
+    except ToolkitError as error:
+        logger.error("%s", error)
+        record = {"message": error.message, "where": error.where, "hint": error.hint}
+        return Outcome(ExitCode.STAGE_FAILED, "failed", record)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return _crash(error)
+        return _no_space(error, context.folder)
+    except Exception as error:  # noqa: BLE001 - the last resort: recorded whole, then reported
+        return _crash(error)
+    return Outcome(ExitCode.OK, "complete")
+
+
+def _no_space(error: OSError, folder: Path) -> Outcome:
+    free = shutil.disk_usage(folder).free / 2**20
+    record = {
+        "message": f"{error.strerror}, with {free:,.0f} MiB free",
+        "where": str(error.filename or folder),
+        "hint": "make room and run the same command again: nothing half-made was published",
+    }
+    logger.error("%s: %s", record["where"], record["message"])
+    return Outcome(ExitCode.STAGE_FAILED, "failed", record)
+
+
+def _crash(error: Exception) -> Outcome:
+    text = traceback.format_exc()
+    logger.error("%s", text)
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    record = {"message": message, "hint": None, "where": None, "traceback": text}
+    return Outcome(ExitCode.STAGE_FAILED, "failed", record)
+
+
+def _record_error(folder: Path, rank: int, outcome: Outcome) -> None:
+    if outcome.status != "failed" or outcome.error is None:
+        return
+    try:
+        (folder / ERRORS).mkdir(exist_ok=True)
+        write_json(folder / ERRORS / f"rank-{rank}.json", {"time": time.time(), **outcome.error})
+    except OSError as error:
+        logger.error("can't write the error of rank %d: %s", rank, error.strerror)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the local launcher dies, so that no worker is orphaned."""
+    parent = os.environ.get(DIES_WITH_PARENT)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
