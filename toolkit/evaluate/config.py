@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
-from toolkit.stage import Reference, Settings, StageConfig, StageKind
+from toolkit.stage import Operational, Reference, Settings, StageConfig, StageKind
 
 Source = Annotated[str, Reference.to_data()]
 Sources = Annotated[list[Source], Field(min_length=1)]
@@ -156,7 +156,9 @@ class EvaluateConfig(StageConfig):
         description="Tokens between windows of a long document, by default half of seq_length; "
         "smaller gives each token more context, and takes longer.",
     )
-    batch_size: int = Field(8, ge=1, description="Windows scored at once.")
+    batch_size: Annotated[int, Operational()] = Field(
+        8, ge=1, description="Windows scored at once."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the weights; auto is bfloat16 on a GPU, else float32."
     )

@@ -1,0 +1,92 @@
+"""The comparison of models as a table for the terminal: rows are measures, columns are models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from toolkit.evaluate.scores import SCORES, Row, Scores, Value, read_scores
+
+
+def scores_tables(run_dir: Path) -> Iterator[Table]:
+    """A table for each finished ``evaluate`` stage of a run, in the order of their names.
+
+    Raises:
+        ToolkitError: a stage's scores are there and can't be read.
+    """
+    for path in sorted(run_dir.glob(f"*/artifact/{SCORES}")):
+        yield scores_table(read_scores(path.parent), title=path.parent.parent.name)
+
+
+def scores_table(scores: Scores, title: str = "scores") -> Table:
+    """The headline figures of every measure and source; the best of each row in bold green."""
+    table = Table(
+        title=title,
+        caption="± standard error; ↓ lower is better, ↑ higher is better",
+        title_justify="left",
+        caption_justify="left",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("measure")
+    table.add_column("on")
+    for model in scores.models:
+        table.add_column(escape(model.name), justify="right")
+    shown = [row for row in scores.rows if row.headline]
+    names = {row.source for row in shown}
+    for row in shown:
+        best = row.best()
+        cells = [_cell(row, value, index in best) for index, value in enumerate(row.values)]
+        source = escape(short_source(row.source, names))
+        table.add_row(f"{row.label}{arrow(row)}", source, *cells)
+    return table
+
+
+def arrow(row: Row) -> str:
+    """Which way is better, as a sign behind the label."""
+    return {"lower": " ↓", "higher": " ↑", None: ""}[row.better]
+
+
+def written(row: Row, value: Value) -> tuple[str, str]:
+    """A value and its standard error as text; the error is empty where there is none.
+
+    Shares are percentages. The digits after the point follow from the value's size, and the error
+    has as many, so that the two line up.
+    """
+    factor, sign = (100.0, " %") if row.percent else (1.0, "")
+    number = value.value * factor
+    places = 1 if row.percent else _places(number)
+    error = value.standard_error
+    shown = "" if error is None else f"{error * factor:,.{places}f}"
+    return f"{number:,.{places}f}{sign}", shown
+
+
+def short_source(source: str, among: set[str]) -> str:
+    """The last part of a path that tells it from the others; sample names stay whole."""
+    if "/" not in source or source.startswith("sample:"):
+        return source
+    parts = source.split("/")
+    for count in range(1, len(parts)):
+        tail = "/".join(parts[-count:])
+        if sum(other == tail or other.endswith("/" + tail) for other in among) <= 1:
+            return tail
+    return source
+
+
+def _cell(row: Row, value: Value | None, best: bool) -> str:
+    if value is None:
+        return "[dim]–[/]"
+    number, error = written(row, value)
+    shown = f"[bold green]{number}[/]" if best else number
+    return f"{shown} [dim]± {error}[/]" if error else shown
+
+
+def _places(number: float) -> int:
+    if number == 0 or not math.isfinite(number):
+        return 2
+    return min(5, max(0, 3 - math.floor(math.log10(abs(number)))))
