@@ -1,4 +1,4 @@
-"""The groups of settings that ``PretrainConfig`` is made of; flat names, as Megatron's flags are."""
+"""The groups of settings that ``PretrainConfig`` is made of, flat as Megatron's flags are."""
 
 from __future__ import annotations
 

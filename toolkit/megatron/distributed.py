@@ -1,0 +1,77 @@
+"""Process groups: torch.distributed and Megatron's parallel groups, set up and taken down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch import distributed
+
+from toolkit.megatron import cpu
+from toolkit.megatron.config import ParallelConfig
+
+
+@contextlib.contextmanager
+def process_groups(
+    parallel: ParallelConfig,
+    *,
+    device: str = "cpu",
+    local_rank: int = 0,
+    seed: int = 1234,
+    timeout: timedelta = timedelta(minutes=10),
+) -> Iterator[torch.device]:
+    """All the groups of a layout, within the block; yields this rank's device.
+
+    The rank and the world size come from ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+    ``MASTER_PORT``; without ``WORLD_SIZE`` this process is the only one and opens no port.
+
+    Args:
+        parallel: the layout; the world size must be a multiple of its ``model_parallel_size``.
+        device: ``cpu`` (gloo) or ``cuda`` (NCCL).
+        local_rank: index of this rank's GPU.
+        seed: of the dropout's random states; weights have their own (see ``initialize``).
+        timeout: how long a collective may wait for a rank that does not come.
+    """
+    where = _select_device(device, local_rank)
+    _initialize(where, timeout)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+            distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
+        )
+        seed_everything(seed)
+        yield where
+    finally:
+        parallel_state.destroy_model_parallel()
+        distributed.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed dropout as Megatron does: by pipeline stage, and by tensor rank where it must differ."""
+    own = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    torch.manual_seed(own)
+    model_parallel_cuda_manual_seed(own)
+
+
+def _select_device(device: str, local_rank: int) -> torch.device:
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    cpu.install()
+    return torch.device("cpu")
+
+
+def _initialize(device: torch.device, timeout: timedelta) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group(backend, timeout=timeout)
+        return
+    store = torch._C._distributed_c10d.HashStore()
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
