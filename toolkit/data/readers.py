@@ -21,21 +21,19 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 import pyarrow
 import pyarrow.parquet
 
+from toolkit.data.config import SampleBy
 from toolkit.data.samples import read_sample
 from toolkit.data.sources import Source, expand
 from toolkit.data.streams import Stream, open_stream, unreadable
 from toolkit.errors import DataError
 
 ROWS_PER_BATCH = 1024
-
-SampleBy = Literal["document", "paragraph", "line"]
-"""What one record of a ``.txt`` file is; the name and the words are Hugging Face datasets' own."""
 
 
 @dataclass(frozen=True, slots=True)

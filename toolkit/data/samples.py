@@ -54,7 +54,7 @@ def read_sample(name: str) -> Iterator[Row]:
 
 def is_held_out(docstring: str) -> bool:
     """Which side of the split a docstring is on, by the SHA-256 of its first sentence."""
-    digest = _hash(first_sentence(docstring).lower())
+    digest = _hash(first_sentence(docstring).rstrip(".").lower())
     return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
