@@ -67,11 +67,10 @@ def _console() -> Any:
 @verb
 def check(file: PipelineFile, overrides: Overrides = None) -> None:
     """Find every mistake in a pipeline file, and print what it would do. Nothing is started."""
-    from toolkit.pipeline.loading import load_pipeline
-    from toolkit.plan.stages import plan_stages
+    from toolkit.plan.stages import load_checked, plan_stages
     from toolkit.view import plan_table
 
-    loaded = load_pipeline(file, overrides or ())
+    loaded = load_checked(file, overrides or ())
     _console().print(plan_table(plan_stages(loaded)))
 
 
@@ -97,14 +96,12 @@ def run(
 ) -> None:
     """Run a pipeline on this machine; run it again to go on where it stopped."""
     from toolkit.launch.run import execute
-    from toolkit.pipeline.loading import load_pipeline
     from toolkit.pipeline.run import make_folder, plan_run, write_run
     from toolkit.pipeline.state import locked
-    from toolkit.plan.stages import plan_stages
+    from toolkit.plan.stages import load_checked
     from toolkit.view import RunView
 
-    loaded = load_pipeline(file, overrides or ())
-    plan_stages(loaded)
+    loaded = load_checked(file, overrides or ())
     folder = make_folder(run_dir or Path("runs") / loaded.pipeline.name)
     console = _console()
     with locked(folder, "run"):

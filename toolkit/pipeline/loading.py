@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,19 @@ class Loaded:
     source: Source
 
 
-def load_pipeline(file: Path, overrides: Sequence[str] = ()) -> Loaded:
+Check = Callable[[str, StageConfig, Source], Iterable[Problem]]
+
+
+def load_pipeline(
+    file: Path, overrides: Sequence[str] = (), check: Check = lambda *_: ()
+) -> Loaded:
     """Read, extend, override and validate a pipeline file.
 
     Args:
         file: the YAML file.
         overrides: ``key=value`` texts, applied last, typed by the same schema.
+        check: says what else is wrong with a stage whose settings are valid; its problems are
+            reported together with the others.
 
     Raises:
         ConfigError: with every mistake that can be found without running anything.
@@ -51,6 +58,8 @@ def load_pipeline(file: Path, overrides: Sequence[str] = ()) -> Loaded:
     names = list(raw) if isinstance(raw, dict) else []
     graph = build_graph(stages, names, source)
     problems += graph.problems
+    for name, config in stages.items():
+        problems += check(name, config, source)
     if problems or header is None:
         raise ConfigError(sorted(problems, key=lambda p: (str(p.file), p.line or 0)))
     pipeline = Pipeline(name=header.name, seed=header.seed, stages=stages, file=file)

@@ -83,7 +83,7 @@ def plan_run(loaded: Loaded, folder: Path, *, only: Sequence[str] = (), fresh: b
         tasks.append(Task(name, folder / name, config, files[name], action))
     if refusals:
         raise _refusal(folder, refusals)
-    _check_needs(loaded, folder, chosen)
+    _check_needs(loaded, folder, chosen, files)
     for path in moved:
         move_aside(path)
     return Run(folder, tuple(tasks))
@@ -175,13 +175,18 @@ def _refusal(folder: Path, refusals: Mapping[str, list[str]]) -> ToolkitError:
     )
 
 
-def _check_needs(loaded: Loaded, folder: Path, chosen: Sequence[str]) -> None:
-    """With ``--only``, what the chosen stages take must be there already."""
+def _check_needs(
+    loaded: Loaded, folder: Path, chosen: Sequence[str], files: Mapping[str, StageFile]
+) -> None:
+    """With ``--only``, what the chosen stages take must be there already, and be what it says."""
     for name in chosen:
         for need in loaded.graph.needs[name]:
             if need in chosen:
                 continue
-            status = read_state(folder / need).status
+            old = read_stage_file(folder / need)
+            status: str = read_state(folder / need).status
+            if old is not None and old.fingerprint != files[need].fingerprint:
+                status = "of other settings than the file's"
             if status != "complete":
                 raise ToolkitError(
                     f"stage {name!r} needs {need!r}, which is {status}",

@@ -89,14 +89,14 @@ def read_state(folder: Path) -> StageState:
     (SIGKILL, out of memory, a lost node): it is reported as ``failed``.
     """
     path = folder / STATE_FILE
-    if not path.exists():
-        return StageState()
-    try:
-        state = StageState(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ToolkitError(f"not a readable state file: {error}", where=str(path)) from error
+    state = StageState()
+    if path.exists():
+        try:
+            state = StageState(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ToolkitError(f"not a readable state file: {error}", where=str(path)) from error
     if (folder / "artifact" / MANIFEST).is_file():
-        state.status = "complete"
+        state.status, state.error = "complete", None
     elif state.status == "running" and not is_locked(folder):
         state.status = "failed"
         state.error = state.error or {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from toolkit.errors import ConfigError, Problem
+from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.layout import layout_of, layout_problems
-from toolkit.pipeline.loading import Loaded
+from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
+from toolkit.pipeline.source import Source
 from toolkit.stage import StageConfig
 
 
@@ -26,28 +29,27 @@ class StagePlan:
 
 
 def plan_stages(loaded: Loaded) -> list[StagePlan]:
-    """The plan of every stage, in order of work.
-
-    Raises:
-        ConfigError: with every layout that can't work.
-    """
-    problems = [p for name in loaded.graph.order for p in _problems(loaded, name)]
-    if problems:
-        raise ConfigError(problems)
+    """The plan of every stage, in order of work."""
     return [_plan(loaded, name) for name in loaded.graph.order]
 
 
-def _problems(loaded: Loaded, name: str) -> list[Problem]:
-    config = loaded.pipeline.stages[name]
+def load_checked(file: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Load a pipeline whose layouts work, too.
+
+    Raises:
+        ConfigError: with every mistake of the file, and every layout that can't work.
+    """
+    return load_pipeline(file, overrides, _problems)
+
+
+def _problems(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
     prefix = ("stages", name)
-    found = []
     if isinstance(config, PretrainConfig):
         for key, message in layout_problems(config, config.world_size()):
-            found.append(loaded.source.problem((*prefix, *key.split(".")), message))
+            yield source.problem((*prefix, *key.split(".")), message)
     elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
         message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
-        found.append(loaded.source.problem((*prefix, "resources"), message))
-    return found
+        yield source.problem((*prefix, "resources"), message)
 
 
 def _plan(loaded: Loaded, name: str) -> StagePlan:
