@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -56,6 +56,7 @@ class Tracker:
         self.folder = folder
         self._path = folder / METRICS
         self._sinks: list[Sink] = []
+        self._mended = False
 
     def add_sink(self, sink: Sink) -> None:
         """Pass every later row to ``sink`` too."""
@@ -65,17 +66,27 @@ class Tracker:
         """Append one row, flushed, so that a reader sees it at once."""
         finite = {k: _plain(v) for k, v in values.items()}
         row = {"step": step, "time": round(time.time(), 3), **finite}
+        self._mend()
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
         for sink in self._sinks:
             sink.log(step, numbers)
 
+    def _mend(self) -> None:
+        """Before the first row: drop a last one that a crash cut off."""
+        if not self._mended and self._path.exists():
+            if not self._path.read_bytes().endswith(b"\n"):
+                self._rewrite(read_metrics(self.folder))
+        self._mended = True
+
+    def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+
     def rewind(self, step: int) -> None:
         """Drop the rows after ``step``: training goes on from a checkpoint made there."""
-        rows = [r for r in read_metrics(self.folder) if r["step"] <= step]
         if self._path.exists():
-            write_text(self._path, "".join(json.dumps(r) + "\n" for r in rows))
+            self._rewrite(r for r in read_metrics(self.folder) if r["step"] <= step)
 
     def close(self) -> None:
         """Flush and close the sinks."""
