@@ -1,4 +1,4 @@
-"""Artifacts appear whole, are verified, and folders made elsewhere are adopted by what they hold."""
+"""Artifacts appear whole and are verified; folders made elsewhere are adopted."""
 
 import json
 from pathlib import Path

@@ -29,12 +29,11 @@ def test_rewind_drops_what_a_resumed_run_will_write_again(tmp_path: Path) -> Non
 
 
 def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path)
-    tracker.log(1, {"loss": 1.0})
+    Tracker(tmp_path).log(1, {"loss": 1.0})
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 2, "lo')
     assert [r["step"] for r in read_metrics(tmp_path)] == [1]
-    tracker.log(2, {"loss": 0.5})
+    Tracker(tmp_path).log(2, {"loss": 0.5})
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
 
 

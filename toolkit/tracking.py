@@ -75,10 +75,11 @@ class Tracker:
 
     def _mend(self) -> None:
         """Before the first row: drop a last one that a crash cut off."""
-        if not self._mended and self._path.exists():
-            if not self._path.read_bytes().endswith(b"\n"):
-                self._rewrite(read_metrics(self.folder))
+        if self._mended:
+            return
         self._mended = True
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            self._rewrite(read_metrics(self.folder))
 
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
