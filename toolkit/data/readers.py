@@ -18,6 +18,7 @@ that an object has twice has its last value, as everywhere in Python.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class RecordReader:
             whole (a truncated ``.gz``, ``.json`` or ``.parquet``) is an error in either case.
         columns: of ``.parquet`` files, read these alone; a file must have them.
         sample_by: what one record of a ``.txt`` file is.
+        text_key: the key under which a ``.txt`` file's records have their text.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class RecordReader:
         *,
         columns: Sequence[str] | None = None,
         sample_by: SampleBy = "document",
+        text_key: str = "text",
     ) -> None:
-        self._sources, self._columns, self._sample_by = sources, columns, sample_by
-        self._on_bad = on_bad or _refuse
+        self._sources, self._columns = sources, columns
+        self._sample_by, self._text_key = sample_by, text_key
+        self._on_bad = on_bad or refuse
         self._finished = 0
         self._position: Callable[[], int] = int
         self._bad = 0
@@ -182,7 +186,7 @@ class RecordReader:
         for number, raw in pieces:
             where = f"{stream.name}:{number}"
             try:
-                yield Record({"text": raw.decode("utf-8")}, where)
+                yield Record({self._text_key: raw.decode("utf-8")}, where)
             except UnicodeDecodeError as error:
                 line = number + raw.count(b"\n", 0, error.start)
                 self._report(f"{stream.name}:{line}", _utf8_reason(raw, error), raw)
@@ -192,17 +196,29 @@ class RecordReader:
         try:
             with pyarrow.parquet.ParquetFile(source.path) as file:
                 columns = self._columns_of(file, source)
-                rows = file.metadata.num_rows
-                number = 0
+                rows, number = file.metadata.num_rows, 0
                 for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-                    self._position = lambda: source.size * number // rows  # noqa: B023
-                    for value in batch.to_pylist():
-                        number += 1
-                        yield Record(value, f"{source.name}:{number}")
+                    yield from self._rows(batch, source.name, number)
+                    number += batch.num_rows
+                    self._position = functools.partial(int, source.size * number / rows)
         except pyarrow.ArrowException as error:
             raise DataError(f"not a readable parquet file: {error}", where=source.name) from error
         except OSError as error:
             raise unreadable(source.name, error) from error
+
+    def _rows(self, batch: Any, name: str, before: int) -> Iterator[Record]:
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            if batch.num_rows == 1:
+                where = f"{name}:{before + 1}"
+                self._report(where, _utf8_reason(error.object, error), error.object)
+            else:
+                for index in range(batch.num_rows):
+                    yield from self._rows(batch.slice(index, 1), name, before + index)
+            return
+        for number, value in enumerate(rows, start=before + 1):
+            yield Record(value, f"{name}:{number}")
 
     def _columns_of(self, file: Any, source: Source) -> list[str] | None:
         if self._columns is None:
@@ -210,7 +226,7 @@ class RecordReader:
         there = file.schema_arrow.names
         for column in self._columns:
             if column not in there:
-                raise missing_key(column, there, source.name)
+                raise DataError(key_problem(column, there), where=source.name)
         return list(self._columns)
 
     def _report(self, where: str, reason: str, raw: bytes) -> None:
@@ -218,19 +234,17 @@ class RecordReader:
         self._on_bad(BadRecord(where, reason, raw))
 
 
-def missing_key(key: str, there: Iterable[str], where: str) -> DataError:
-    """The error for a record without a key: names the keys there are, and the nearest one."""
+def key_problem(key: str, there: Iterable[str]) -> str:
+    """What to say of a record without a key: the keys there are, and the nearest one."""
     names = list(there)
     near = difflib.get_close_matches(key, names, n=1)
     shown = ", ".join(repr(name) for name in names) or "none"
-    return DataError(
-        f"there is no key {key!r}; the keys are: {shown}",
-        where=where,
-        hint=f"did you mean {near[0]!r}?" if near else None,
-    )
+    advice = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no key {key!r}; the keys are: {shown}{advice}"
 
 
-def _refuse(bad: BadRecord) -> None:
+def refuse(bad: BadRecord) -> None:
+    """Raise a DataError for it: what ``on_bad`` is where none is given."""
     raise DataError(bad.reason, where=bad.where)
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pydoc_data.topics import topics
 from typing import Any
 
 from toolkit.data.stdlib import Documented, documented
@@ -80,6 +79,8 @@ def _side(held_out: bool) -> list[Documented]:
 
 
 def _docs(held_out: bool) -> Iterator[Row]:
+    from pydoc_data.topics import topics  # half a megabyte that ``toolkit check`` needn't load
+
     texts = [f"{item.kind} {item.heading}\n\n{item.docstring}\n" for item in _side(held_out)]
     if not held_out:
         texts.extend(f"topic {name}\n\n{text.strip()}\n" for name, text in topics.items())
