@@ -12,6 +12,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -183,23 +184,43 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
         logger.error("%s", error)
         record = {"message": error.message, "where": error.where, "hint": error.hint}
         return Outcome(ExitCode.STAGE_FAILED, "failed", record)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            return _crash(error)
-        return _no_space(error, context.folder)
     except Exception as error:  # noqa: BLE001 - the last resort: recorded whole, then reported
-        return _crash(error)
+        number = disk_errno(error)
+        return _crash(error) if number is None else _no_space(number, error, context.folder)
     return Outcome(ExitCode.OK, "complete")
 
 
-def _no_space(error: OSError, folder: Path) -> Outcome:
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+TORCH_WRITE = "PytorchStreamWriter failed"
+
+
+def disk_errno(error: BaseException | None) -> int | None:
+    """The disk's error number behind an exception, if a disk that can't be written is behind it.
+
+    Libraries in Rust (tokenizers, safetensors) and torch's writer hide it in their messages.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        found = RUST_ERRNO.search(str(error))
+        if number is None and found:
+            number = int(found[1])
+        if number is None and TORCH_WRITE in str(error):
+            number = errno.ENOSPC
+        if number in DISK_ERRORS:
+            return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_space(number: int, error: Exception, folder: Path) -> Outcome:
     free = shutil.disk_usage(folder).free / 2**20
     record = {
-        "message": f"{error.strerror}, with {free:,.0f} MiB free",
-        "where": str(error.filename or folder),
+        "message": f"{os.strerror(number)}, with {free:,.0f} MiB free",
+        "where": str(getattr(error, "filename", None) or folder),
         "hint": "make room and run the same command again: nothing half-made was published",
     }
-    logger.error("%s: %s", record["where"], record["message"])
+    logger.error("%s: %s", record["where"], record["message"], exc_info=error)
     return Outcome(ExitCode.STAGE_FAILED, "failed", record)
 
 
