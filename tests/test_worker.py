@@ -110,6 +110,28 @@ def test_a_full_disk_is_said_and_nothing_half_made_is_published(tmp_path: Path) 
     assert not (folder / "artifact").exists()
 
 
+def test_an_input_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("many words, and then many more words\n" * 40)
+    vocabulary = stage(tmp_path / "run" / "vocabulary", str(tmp_path / "a.txt"), vocab_size=300)
+    assert work(vocabulary).returncode == ExitCode.OK
+    file = vocabulary / "artifact" / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:-10])
+    folder = tmp_path / "run" / "corpus"
+    folder.mkdir()
+    inputs = {
+        "vocabulary": {
+            "folder": "../vocabulary/artifact",
+            "type": "tokenizer",
+            "fingerprint": "f1",
+        }
+    }
+    config = {"kind": "tokenize", "sources": [str(tmp_path / "a.txt")], "tokenizer": "vocabulary"}
+    StageFile("corpus", "tokenize", "f2", 7, config, inputs).write(folder)
+    done = work(folder)
+    assert done.returncode == ExitCode.STAGE_FAILED
+    assert "tokenizer.json: file has" in done.stdout
+
+
 def test_a_folder_without_a_stage(tmp_path: Path) -> None:
     done = work(tmp_path)
     assert done.returncode == ExitCode.USER_ERROR

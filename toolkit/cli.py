@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from toolkit.errors import ExitCode, ToolkitError
+from toolkit.errors import DISK_ERRORS, ExitCode, ToolkitError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +49,12 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         except ToolkitError as error:
             typer.secho(str(error), err=True, fg=typer.colors.RED)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.filename is None and error.errno not in DISK_ERRORS:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            typer.secho(f"{place}{error.strerror}", err=True, fg=typer.colors.RED)
+            raise typer.Exit(ExitCode.STAGE_FAILED) from None
         except KeyboardInterrupt:
             typer.secho("interrupted", err=True, fg=typer.colors.YELLOW)
             raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import now, write_json
+from toolkit.artifacts import MANIFEST, now, read_artifact, write_json
 from toolkit.context import Input, StageContext, StopRequest, versions
-from toolkit.errors import ExitCode, StageInterrupted, ToolkitError
+from toolkit.errors import DISK_ERRORS, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
     StageFile,
@@ -170,6 +170,7 @@ def _end(folder: Path, state: StageState, outcome: Outcome, seconds: float) -> N
 def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     """Run the stage's function, and say how it ended."""
     try:
+        _check_inputs(context)
         with context.tracker:
             load()(config, context)
     except StageInterrupted as error:
@@ -190,7 +191,15 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     return Outcome(ExitCode.OK, "complete")
 
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+def _check_inputs(context: StageContext) -> None:
+    """Refuse an input that was cut short or lost a file since it was made; sizes only."""
+    if context.rank != 0:
+        return
+    for source in context.inputs.values():
+        if (source.folder / MANIFEST).is_file():
+            read_artifact(source.folder).verify(checksums=False)
+
+
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 TORCH_WRITE = "PytorchStreamWriter failed"
 

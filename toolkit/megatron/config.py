@@ -6,7 +6,7 @@ from the ranks and the batch sizes (see ``toolkit.megatron.layout``).
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from toolkit.megatron.settings import (
     OptimizerSettings,
     Positive,
 )
-from toolkit.stage import Settings, StageConfig, StageKind
+from toolkit.stage import Operational, Settings, StageConfig, StageKind
 
 
 class ModelConfig(Settings):
@@ -196,7 +196,7 @@ class PretrainConfig(
     model: ModelConfig = Field(
         description="The model's shape; preset: NAME takes configs/models/NAME.yaml."
     )
-    parallel: ParallelConfig = Field(
+    parallel: Annotated[ParallelConfig, Operational()] = Field(
         default=ParallelConfig(), description="How the model is cut over the ranks."
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from toolkit.stage import Reference, Settings
+from toolkit.stage import Operational, Reference, Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -36,15 +36,15 @@ class NumericsSettings(Settings):
     fp8_amax_compute_algo: Literal["most_recent", "max"] = Field(
         default="max", description="What the delayed recipe takes from that history."
     )
-    recompute_granularity: Literal["selective", "full"] | None = Field(
+    recompute_granularity: Annotated[Literal["selective", "full"] | None, Operational()] = Field(
         default=None,
         description="Recompute attention (selective) or whole layers (full) in the backward.",
     )
-    recompute_method: Literal["uniform", "block"] | None = Field(
+    recompute_method: Annotated[Literal["uniform", "block"] | None, Operational()] = Field(
         default=None,
         description="Which layers full recomputation takes; needed with granularity full.",
     )
-    recompute_num_layers: Count | None = Field(
+    recompute_num_layers: Annotated[Count | None, Operational()] = Field(
         default=None,
         description="Layers per recomputed chunk (uniform), or recomputed layers (block).",
     )
@@ -102,7 +102,7 @@ class OptimizerSettings(Settings):
     clip_grad: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Longest gradient (global L2 norm); 0 clips nothing."
     )
-    use_distributed_optimizer: bool = Field(
+    use_distributed_optimizer: Annotated[bool, Operational()] = Field(
         default=True,
         description="Shard the optimizer's state over the data-parallel ranks (ZeRO-1).",
     )
@@ -118,7 +118,7 @@ class BatchSettings(Settings):
     """How many sequences a step takes, and how long they are."""
 
     train_iters: Count = Field(description="Optimizer steps.")
-    micro_batch_size: Count = Field(
+    micro_batch_size: Annotated[Count, Operational()] = Field(
         default=4, description="Sequences that one rank takes through the model at once."
     )
     global_batch_size: Count = Field(
@@ -154,7 +154,7 @@ class DataSettings(Settings):
         pattern=r"^\s*[0-9.]+\s*(,\s*[0-9.]+\s*){0,2}$",
         description="Shares of training, validation and test documents, as Megatron writes them.",
     )
-    num_workers: Annotated[int, Field(ge=0)] = Field(
+    num_workers: Annotated[Annotated[int, Field(ge=0)], Operational()] = Field(
         default=0,
         description="Processes that read batches ahead on each rank; 0 reads in the loop.",
     )
@@ -187,35 +187,45 @@ class CheckpointSettings(Settings):
         default=None,
         description="A checkpoint whose weights to start from, instead of random ones.",
     )
-    save_interval: Count = Field(default=500, description="Iterations between checkpoints.")
-    keep_last: Count = Field(default=2, description="Checkpoints kept; older ones are removed.")
+    save_interval: Annotated[Count, Operational()] = Field(
+        default=500, description="Iterations between checkpoints."
+    )
+    keep_last: Annotated[Count, Operational()] = Field(
+        default=2, description="Checkpoints kept; older ones are removed."
+    )
 
 
 class MonitorSettings(Settings):
     """What is measured, and what to do when the loss goes wrong."""
 
-    log_interval: Count = Field(default=10, description="Iterations between rows of metrics.")
-    eval_interval: Count = Field(default=100, description="Iterations between evaluations.")
-    eval_iters: Annotated[int, Field(ge=0)] = Field(
+    log_interval: Annotated[Count, Operational()] = Field(
+        default=10, description="Iterations between rows of metrics."
+    )
+    eval_interval: Annotated[Count, Operational()] = Field(
+        default=100, description="Iterations between evaluations."
+    )
+    eval_iters: Annotated[Annotated[int, Field(ge=0)], Operational()] = Field(
         default=10,
         description="At most this many global batches of held-out data; 0 evaluates nothing.",
     )
-    tensorboard: bool = Field(default=True, description="Also write metrics for TensorBoard.")
-    on_nan: Literal["stop", "skip"] = Field(
+    tensorboard: Annotated[bool, Operational()] = Field(
+        default=True, description="Also write metrics for TensorBoard."
+    )
+    on_nan: Annotated[Literal["stop", "skip"], Operational()] = Field(
         default="stop", description="When loss or gradient is not finite: stop, or skip the batch."
     )
-    on_loss_spike: Literal["off", "stop", "skip"] = Field(
+    on_loss_spike: Annotated[Literal["off", "stop", "skip"], Operational()] = Field(
         default="off", description="When the loss jumps: nothing, stop, or skip the batch."
     )
-    loss_spike_factor: Annotated[float, Field(gt=1)] = Field(
+    loss_spike_factor: Annotated[Annotated[float, Field(gt=1)], Operational()] = Field(
         default=2.0, description="A loss over this many times the window's median is a spike."
     )
-    loss_spike_window: Annotated[int, Field(ge=2)] = Field(
+    loss_spike_window: Annotated[Annotated[int, Field(ge=2)], Operational()] = Field(
         default=50, description="Iterations that the median is taken over."
     )
-    max_skipped_in_a_row: Count = Field(
+    max_skipped_in_a_row: Annotated[Count, Operational()] = Field(
         default=10, description="Stop when this many batches in a row had to be skipped."
     )
-    distributed_timeout_minutes: Count = Field(
+    distributed_timeout_minutes: Annotated[Count, Operational()] = Field(
         default=10, description="A rank that waits longer than this for the others gives up."
     )
