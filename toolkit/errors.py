@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a disk says that can't be written: full, over quota, or read-only."""
 
