@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
+from toolkit.data.config import SampleBy, TextKey
 from toolkit.stage import Operational, Reference, Settings, StageConfig, StageKind
 
 Source = Annotated[str, Reference.to_data()]
@@ -18,14 +19,15 @@ class PerplexityConfig(Settings):
     """Perplexity on texts: each document's tokens, every one scored exactly once.
 
     A document longer than the window is read in overlapping windows. Its first token is
-    predicted from the tokenizer's bos (else eos) token alone; the token that ends it is not
+    predicted from the token that begins (or separates) documents alone; none that ends it is
     scored, so the figure is one of the text.
     """
 
     sources: Sources = Field(
         description="Text files, folders, globs or sample: names; each gets rows of its own."
     )
-    text_key: str = Field("text", description="The key of the text in JSON and parquet records.")
+    text_key: TextKey = "text"
+    sample_by: SampleBy = "document"
     max_documents: int | None = Field(
         None, ge=1, description="Read at most this many documents of each source."
     )

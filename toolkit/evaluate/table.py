@@ -34,16 +34,19 @@ def scores_table(scores: Scores, title: str = "scores") -> Table:
         pad_edge=False,
     )
     table.add_column("measure")
-    table.add_column("on")
     for model in scores.models:
         table.add_column(escape(model.name), justify="right")
     shown = [row for row in scores.rows if row.headline]
     names = {row.source for row in shown}
+    last = None
     for row in shown:
         best = row.best()
         cells = [_cell(row, value, index in best) for index, value in enumerate(row.values)]
-        source = escape(short_source(row.source, names))
-        table.add_row(f"{row.label}{arrow(row)}", source, *cells)
+        label = f"{escape(row.label)}{arrow(row)}"
+        if (row.measure, row.source) != last:
+            table.add_row(f"[dim]{escape(short_source(row.source, names))}[/]")
+        table.add_row(f"  {label}", *cells)
+        last = (row.measure, row.source)
     return table
 
 
