@@ -74,10 +74,10 @@ def _console() -> Any:
 def check(file: PipelineFile, overrides: Overrides = None) -> None:
     """Find every mistake in a pipeline file, and print what it would do. Nothing is started."""
     from toolkit.plan.stages import load_checked, plan_stages
-    from toolkit.view import plan_table
+    from toolkit.view import show_plan
 
     loaded = load_checked(file, overrides or ())
-    _console().print(plan_table(plan_stages(loaded)))
+    show_plan(_console(), plan_stages(loaded))
 
 
 @app.command(

@@ -31,15 +31,20 @@ MARKS = {
 }
 
 
-def plan_table(plans: Sequence[StagePlan]) -> Table:
-    """The plan as a table: what each stage takes and makes, and on how many ranks."""
+def show_plan(console: Console, plans: Sequence[StagePlan]) -> None:
+    """Print the plan: what each stage takes and makes, on how many ranks, in which layout."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "kind", "takes", "makes", "ranks", "layout"):
+    for column in ("stage", "kind", "takes", "makes", "ranks"):
         table.add_column(column, justify="right" if column == "ranks" else "left")
     for plan in plans:
-        takes = ", ".join(plan.takes) or "[dim]-[/]"
-        table.add_row(plan.name, plan.kind, takes, plan.makes, str(plan.ranks), plan.detail)
-    return table
+        takes = ", ".join(map(escape, plan.takes)) or "[dim]-[/]"
+        table.add_row(plan.name, plan.kind, takes, plan.makes, str(plan.ranks))
+    console.print(table)
+    for plan in plans:
+        if plan.detail:
+            console.print(f"\n[bold]{plan.name}[/]")
+            for name, text in plan.detail.items():
+                console.print(f"  {name:<12} {text}")
 
 
 def status_table(states: Mapping[str, StageState], progress: Mapping[str, Any]) -> Table:

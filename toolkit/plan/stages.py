@@ -24,8 +24,8 @@ class StagePlan:
     takes: tuple[str, ...]
     makes: str
     ranks: int
-    detail: str
-    """The layout and the batch arithmetic, where there is one."""
+    detail: dict[str, str]
+    """The layout and the batch arithmetic, where there is one: a name and a sum each."""
 
 
 def plan_stages(loaded: Loaded) -> list[StagePlan]:
@@ -65,21 +65,23 @@ def _plan(loaded: Loaded, name: str) -> StagePlan:
     )
 
 
-def _detail(config: StageConfig) -> str:
+def _detail(config: StageConfig) -> dict[str, str]:
     if not isinstance(config, PretrainConfig):
-        return ""
+        return {}
     layout = layout_of(config, config.world_size())
-    parts = [
-        f"TP {layout.tensor_model_parallel_size}",
-        f"PP {layout.pipeline_model_parallel_size}",
-        f"DP {layout.data_parallel_size}",
-    ]
+    factors = {
+        "tensor": layout.tensor_model_parallel_size,
+        "pipeline": layout.pipeline_model_parallel_size,
+        "data": layout.data_parallel_size,
+    }
+    ranks = " x ".join(f"{name} {size}" for name, size in factors.items())
     if layout.virtual_pipeline_model_parallel_size:
-        parts.insert(2, f"VPP {layout.virtual_pipeline_model_parallel_size}")
-    tokens = config.global_batch_size * config.sequence
-    return (
-        f"{' x '.join(parts)}; batch {config.global_batch_size} ="
-        f" {config.micro_batch_size} x DP {layout.data_parallel_size}"
-        f" x {layout.num_microbatches} microbatches;"
-        f" {config.train_iters:,} iterations x {tokens:,} tokens"
-    )
+        ranks += f", {layout.virtual_pipeline_model_parallel_size} parts of the pipeline a rank"
+    step = config.global_batch_size * config.sequence
+    return {
+        "ranks": f"{layout.world_size} = {ranks}",
+        "batch": f"{config.global_batch_size} sequences = {config.micro_batch_size} per micro-batch"
+        f" x {layout.data_parallel_size} data-parallel x {layout.num_microbatches} accumulated",
+        "step": f"{step:,} tokens = {config.global_batch_size} x {config.sequence:,}",
+        "training": f"{config.train_iters * step:,} tokens = {config.train_iters:,} steps",
+    }
