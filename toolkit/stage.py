@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from toolkit.artifacts import ArtifactType
+from toolkit.errors import ToolkitError
 
 SAMPLE_PREFIX = "sample:"
 
@@ -121,9 +122,23 @@ class StageKind:
     """The optional dependencies it needs, as in ``pip install megatron-toolkit[train]``."""
 
     def load(self) -> Callable[..., Any]:
-        """Import the function that runs this kind; heavy."""
-        module, _, function = self.run.partition(":")
-        return typing.cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
+        """Import the function that runs this kind; heavy.
+
+        Raises:
+            ToolkitError: a package of the kind's extras is not installed here.
+        """
+        name, _, function = self.run.partition(":")
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "toolkit").partition(".")[0] == "toolkit":
+                raise
+            extras = ",".join(self.extras)
+            raise ToolkitError(
+                f"{self.name} needs the package {error.name}, which is not installed here",
+                hint=f"in the checkout: pip install -c constraints.txt -e '.[{extras}]'",
+            ) from error
+        return typing.cast("Callable[..., Any]", getattr(module, function))
 
 
 def references(config: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str, Reference]]:

@@ -70,7 +70,6 @@ def test_this_machine_has_no_failure_and_no_broken_check() -> None:
     assert {"Python", "torch", "megatron-core", "GPUs", "/dev/shm", "Slurm"} <= names
     torch = next(f for f in findings if f.name == "torch")
     assert torch.status == "ok" and metadata.version("torch") in torch.detail
-    assert doctor.exit_code(findings) == 0
 
 
 def test_a_login_node_without_torch_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +77,7 @@ def test_a_login_node_without_torch_is_fine(monkeypatch: pytest.MonkeyPatch) -> 
     light = {"megatron-toolkit", *(p.requirement.name for p in software.requirements())}
     monkeypatch.setattr(software, "version_of", lambda n: real(n) if n in light else None)
     findings = [f for check in doctor.CHECKS for f in doctor.examine(check, Torch())]
-    assert doctor.exit_code(findings) == 0
+    assert not [f for f in findings if f.status == "fail"]
     by_name = {f.name: f for f in findings}
     assert by_name["torch"].status == "info" and "submit" in by_name["torch"].detail
     assert by_name["training stack"].status == "info"
@@ -93,17 +92,15 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     [finding] = doctor.examine(check_gravity, CPU)
     assert finding.status == "fail"
     assert finding.name == "gravity" and "ZeroDivisionError: no mass" in finding.detail
-    assert doctor.exit_code([finding]) == 1
 
 
-def test_the_table_and_the_json_hold_every_finding() -> None:
+def test_the_table_holds_every_finding() -> None:
     findings = [Finding("one", "ok", "fine"), Finding("two", "fail", "broken", "mend it")]
     output = io.StringIO()
     Console(width=60, file=output).print(doctor.render(findings))
     text = output.getvalue()
     assert all(word in text for word in ("one", "fine", "two", "broken", "-> mend it"))
     assert "1 ok, 0 for information, 0 warnings, 1 failure" in text
-    assert [row["status"] for row in json.loads(doctor.to_json(findings))] == ["ok", "fail"]
 
 
 # Software

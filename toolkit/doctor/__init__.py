@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +11,6 @@ from rich.text import Text
 from toolkit.doctor import accelerator, clusters, machine, software
 from toolkit.doctor.facts import Torch, torch_facts
 from toolkit.doctor.finding import Check, Finding
-from toolkit.errors import ExitCode
 
 CHECKS: tuple[Check, ...] = (
     software.check_python,
@@ -56,12 +53,6 @@ def examine(check: Check, torch: Torch) -> list[Finding]:
         return [Finding(name, "fail", detail, "this is a bug of the toolkit: please report it")]
 
 
-def exit_code(findings: Sequence[Finding]) -> ExitCode:
-    """1 if anything fails, else 0."""
-    failed = any(f.status == "fail" for f in findings)
-    return ExitCode.STAGE_FAILED if failed else ExitCode.OK
-
-
 def render(findings: Sequence[Finding]) -> RenderableType:
     """A table for the terminal, with the advice under what it is about."""
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -83,8 +74,3 @@ def summary(findings: Sequence[Finding]) -> str:
     warnings = f"{counts['warn']} warning{'' if counts['warn'] == 1 else 's'}"
     failures = f"{counts['fail'] or 'no'} failure{'s' if counts['fail'] > 1 else ''}"
     return f"{counts['ok']} ok, {counts['info']} for information, {warnings}, {failures}"
-
-
-def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as a JSON array of objects with name, status, detail and advice."""
-    return json.dumps([asdict(f) for f in findings], indent=2)
