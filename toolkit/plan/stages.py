@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.data.config import TrainTokenizerConfig
 from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.layout import layout_of, layout_problems
+from toolkit.megatron.layout import layout_of, layout_problems, padded_vocab_size
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
@@ -61,11 +62,20 @@ def _plan(loaded: Loaded, name: str) -> StagePlan:
         takes=(*loaded.graph.needs[name], *outside),
         makes=config.artifact_type(),
         ranks=config.world_size(),
-        detail=_detail(config),
+        detail=_detail(config, vocab_size(loaded, name)),
     )
 
 
-def _detail(config: StageConfig) -> dict[str, str]:
+def vocab_size(loaded: Loaded, name: str) -> int | None:
+    """The vocabulary that a stage will see, where a stage of the same pipeline trains it."""
+    for stage in loaded.graph.below([name]):
+        config = loaded.pipeline.stages[stage]
+        if isinstance(config, TrainTokenizerConfig):
+            return config.vocab_size
+    return None
+
+
+def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
     if not isinstance(config, PretrainConfig):
         return {}
     layout = layout_of(config, config.world_size())
@@ -78,10 +88,15 @@ def _detail(config: StageConfig) -> dict[str, str]:
     if layout.virtual_pipeline_model_parallel_size:
         ranks += f", {layout.virtual_pipeline_model_parallel_size} parts of the pipeline a rank"
     step = config.global_batch_size * config.sequence
-    return {
+    found = {
         "ranks": f"{layout.world_size} = {ranks}",
         "batch": f"{config.global_batch_size} sequences = {config.micro_batch_size} per micro-batch"
         f" x {layout.data_parallel_size} data-parallel x {layout.num_microbatches} accumulated",
         "step": f"{step:,} tokens = {config.global_batch_size} x {config.sequence:,}",
         "training": f"{config.train_iters * step:,} tokens = {config.train_iters:,} steps",
     }
+    if vocabulary is not None:
+        multiple = config.model.make_vocab_size_divisible_by
+        padded = padded_vocab_size(vocabulary, multiple, layout.tensor_model_parallel_size)
+        found["vocabulary"] = f"{vocabulary:,} tokens, {padded:,} rows in the embedding"
+    return found
