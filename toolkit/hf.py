@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.artifacts import Artifact, read_artifact
 from toolkit.errors import ToolkitError
@@ -86,6 +88,8 @@ def load_adapter(folder: Path, dtype: str = "float32") -> PeftModel:
     """
     require_mergeable(folder)
     base = load_model(base_folder(folder), dtype=dtype)
+    if (folder / GENERATION_CONFIG_NAME).is_file():  # where the tuned model stops
+        base.generation_config = GenerationConfig.from_pretrained(folder)
     try:
         return PeftModel.from_pretrained(base, folder).eval()
     except UNREADABLE as error:
