@@ -72,7 +72,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install $(PIP_ARGS) $(TORCH_ARGS) $(TORCH)
 	@echo "Installing megatron-core, transformers, trl and the rest (2 of 2; some minutes)"
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,test,dev]'
-	@$(BIN)/python -m compileall -q toolkit
 	@touch $@
 
 .PHONY: image
