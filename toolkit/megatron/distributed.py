@@ -60,6 +60,16 @@ def seed_everything(seed: int) -> None:
     model_parallel_cuda_manual_seed(own)
 
 
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that another rank ended, or did not answer in time."""
+    text = str(error)
+    return isinstance(error, distributed.DistError) or any(sign in text for sign in LOST)
+
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
+"""What gloo says then: it raises plain RuntimeErrors."""
+
+
 def _select_device(device: str, local_rank: int) -> torch.device:
     if device == "cuda":
         torch.cuda.set_device(local_rank)

@@ -1,0 +1,152 @@
+"""The tokens to train on: where they are, what vocabulary they are in, whether they are whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.artifacts import MANIFEST, read_artifact, sha256
+from toolkit.context import StageContext
+from toolkit.data.indexed import IndexedReader, bin_path, check_indexed, idx_path
+from toolkit.errors import DataError
+from toolkit.megatron.settings import DataSettings
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer"
+TOKENIZER_FILE = "tokenizer.json"
+SCAN_LIMIT = 2 << 30
+"""Bytes of a bare ``.bin`` that are read through at the start; the loader checks every batch."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenized text and its vocabulary."""
+
+    prefixes: tuple[Path, ...]
+    """Paths of ``.bin``/``.idx`` pairs without the suffix."""
+    vocab_size: int
+    tokenizer: Path
+    """A Hugging Face tokenizer folder."""
+
+    def tokens(self) -> tuple[int, ...]:
+        """The number of tokens under each prefix."""
+        return tuple(int(IndexedReader(p).lengths.sum(dtype=np.int64)) for p in self.prefixes)
+
+
+def open_corpus(settings: DataSettings, context: StageContext) -> Corpus:
+    """Find what ``data`` names, and check that it is whole and fits its tokenizer.
+
+    Raises:
+        DataError: nothing there, a file cut off, no tokenizer, another tokenizer than the tokens
+            were made with, or a token id outside its vocabulary.
+    """
+    where = context.path(settings.data)
+    given = context.path(settings.tokenizer) if settings.tokenizer else None
+    corpus = _artifact(where, given) if (where / MANIFEST).is_file() else _bare(where, given)
+    for prefix in corpus.prefixes:
+        check_indexed(prefix)
+    return corpus
+
+
+def _artifact(folder: Path, given: Path | None) -> Corpus:
+    artifact = read_artifact(folder)
+    if artifact.type != "dataset":
+        raise DataError(f"a {artifact.type}, where a dataset was expected", where=str(folder))
+    own = artifact.path(TOKENIZER)
+    recorded = artifact.info.get("tokenizer_sha256")
+    for tokenizer in (own, given):
+        if tokenizer is not None and recorded is not None:
+            _same_tokenizer(tokenizer, recorded, folder)
+    return Corpus(
+        prefixes=tuple(artifact.path(name) for name in artifact.info["prefixes"]),
+        vocab_size=int(artifact.info["vocab_size"]),
+        tokenizer=own,
+    )
+
+
+def _same_tokenizer(tokenizer: Path, recorded: str, dataset: Path) -> None:
+    found = sha256(tokenizer / TOKENIZER_FILE)
+    if found != recorded:
+        raise DataError(
+            f"the tokens were made with another tokenizer (tokenizer.json {recorded[:12]})"
+            f" than the one in {tokenizer} ({found[:12]})",
+            where=str(dataset),
+            hint="tokenize again with this tokenizer, or leave out the tokenizer setting",
+        )
+
+
+def _bare(where: Path, tokenizer: Path | None) -> Corpus:
+    prefixes = _prefixes(where)
+    if tokenizer is None:
+        raise DataError(
+            "a .bin/.idx pair does not say which tokenizer made it",
+            where=str(where),
+            hint="set `tokenizer:` to a train-tokenizer stage or to a tokenizer's folder",
+        )
+    corpus = Corpus(prefixes, vocabulary(tokenizer), tokenizer)
+    for prefix in prefixes:
+        _refuse_foreign_ids(prefix, corpus.vocab_size)
+    return corpus
+
+
+def _prefixes(where: Path) -> tuple[Path, ...]:
+    """The pairs that a path names: one by its name, with or without suffix, or a folder's all."""
+    if where.suffix in (".bin", ".idx"):
+        where = where.with_suffix("")
+    if idx_path(where).is_file() or bin_path(where).is_file():
+        return (where,)
+    found = tuple(sorted(p.with_suffix("") for p in where.glob("*.idx"))) if where.is_dir() else ()
+    if not found:
+        raise DataError(
+            "no dataset here: no artifact.json, and no .bin/.idx pair",
+            where=str(where),
+            hint=f"looked for {idx_path(where).name}, and for *.idx in a folder of that name",
+        )
+    return found
+
+
+def vocabulary(tokenizer: Path) -> int:
+    """Tokens of a Hugging Face tokenizer folder, the added ones included.
+
+    Raises:
+        DataError: there is no readable ``tokenizer.json``.
+    """
+    path = tokenizer / TOKENIZER_FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        ids = _ids(content["model"]["vocab"])
+        ids += [token["id"] for token in content.get("added_tokens", [])]
+        return max(ids) + 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not a readable tokenizer ({error!r})", where=str(path)) from error
+
+
+def _ids(vocab: dict[str, int] | list[Any]) -> list[int]:
+    """BPE and WordPiece keep a mapping of token to id, Unigram a list in the order of ids."""
+    return list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+
+
+def _refuse_foreign_ids(prefix: Path, vocab_size: int) -> None:
+    header = check_indexed(prefix)
+    size = bin_path(prefix).stat().st_size
+    if size == 0:
+        return
+    tokens = np.memmap(bin_path(prefix), dtype=header.dtype, mode="r")
+    scanned = tokens[: SCAN_LIMIT // tokens.itemsize]
+    if len(scanned) < len(tokens):
+        logger.info("%s: the first %d GiB scanned for foreign ids", prefix, SCAN_LIMIT >> 30)
+    outside = (scanned >= vocab_size) | (scanned < 0)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise DataError(
+            f"token id {int(scanned[at])} at position {at:,} is outside the vocabulary of"
+            f" {vocab_size:,} (0 to {vocab_size - 1:,})",
+            where=str(bin_path(prefix)),
+            hint="the tokens come from another tokenizer: set `tokenizer:` to the right one",
+        )

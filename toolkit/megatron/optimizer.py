@@ -1,0 +1,104 @@
+"""Megatron's optimizer and schedule from our settings, and a step that can refuse a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import (
+    ChainedOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+)
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.model import DTYPES
+
+
+class NonFiniteGradient(Exception):
+    """The gradient's norm is not a number or infinite; no weight was changed."""
+
+
+def build_optimizer(
+    config: PretrainConfig, chunks: Sequence[DistributedDataParallel], precision: str
+) -> ChainedOptimizer:
+    """Adam over the chunks' gradient buffers, its state sharded over data-parallel ranks if asked.
+
+    Its ``step`` raises ``NonFiniteGradient`` where Megatron's would write the bad values into the
+    weights: the norm is looked at before anything is changed.
+    """
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.lowest_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_eps,
+        clip_grad=config.clip_grad,
+        use_distributed_optimizer=config.use_distributed_optimizer,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        params_dtype=DTYPES[precision],
+    )
+    optimizer = get_megatron_optimizer(settings, list(chunks))
+    original = optimizer.get_grad_norm
+
+    def finite_norm() -> float:
+        norm = float(original())
+        if not math.isfinite(norm):
+            raise NonFiniteGradient(f"the gradient's norm is {norm}")
+        return norm
+
+    optimizer.get_grad_norm = finite_norm
+    return optimizer
+
+
+def build_scheduler(config: PretrainConfig, optimizer: ChainedOptimizer) -> OptimizerParamScheduler:
+    """The learning rate over the samples seen: Megatron counts in samples, we in iterations."""
+    batch = config.global_batch_size
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.lowest_lr,
+        lr_warmup_steps=config.warmup_iters * batch,
+        lr_decay_steps=config.decay_iters * batch,
+        lr_decay_style=config.lr_decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=config.train_iters * batch,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+        wsd_decay_steps=config.wsd_decay_iters * batch,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
+    )
+
+
+def learning_rate(optimizer: ChainedOptimizer) -> float:
+    """The rate of the next step; every rank has every group, if only an empty one."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return float(groups[0]["lr"])
+
+
+def count_parameters(chunks: Sequence[torch.nn.Module], device: torch.device) -> int:
+    """Weights of the whole model: each once, however it is sharded, replicated or tied."""
+    from megatron.core import parallel_state
+    from torch import distributed
+
+    own = 0
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            sharded = getattr(parameter, "tensor_model_parallel", False)
+            if getattr(parameter, "shared", False):
+                continue
+            if sharded or parallel_state.get_tensor_model_parallel_rank() == 0:
+                own += parameter.numel()
+    total = torch.tensor(float(own), dtype=torch.float64, device=device)
+    distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    return int(total.item())

@@ -1,0 +1,130 @@
+"""Everything that a training step needs, built once: model, gradients, optimizer, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from toolkit.megatron.batches import Sharding
+from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.initialize import initialize_weights
+from toolkit.megatron.layout import Layout
+from toolkit.megatron.model import build_model, precision_on
+from toolkit.megatron.optimizer import build_optimizer, build_scheduler
+
+
+@dataclass
+class Training:
+    """The parts of one rank."""
+
+    config: PretrainConfig
+    layout: Layout
+    device: torch.device
+    vocab_size: int
+    chunks: list[DistributedDataParallel]
+    """The model's parts on this rank: one, or one for each virtual pipeline stage."""
+    optimizer: ChainedOptimizer
+    scheduler: OptimizerParamScheduler
+    forward_backward: Callable[..., list[Any]]
+    """Megatron's schedule: none, 1F1B, or interleaved 1F1B."""
+
+    @property
+    def models(self) -> list[GPTModel]:
+        """The chunks without their gradient buffers."""
+        return [chunk.module for chunk in self.chunks]
+
+    @property
+    def sharding(self) -> Sharding:
+        """How this rank's samples are drawn from a global batch."""
+        return Sharding(
+            self.config.global_batch_size,
+            self.config.micro_batch_size,
+            parallel_state.get_data_parallel_rank(),
+            self.layout.data_parallel_size,
+        )
+
+
+def build_training(
+    config: PretrainConfig, layout: Layout, device: torch.device, vocab_size: int, seed: int
+) -> Training:
+    """Build this rank's part, with random weights that depend on ``seed`` and not on the layout."""
+    models = build_chunks(config, device, vocab_size)
+    initialize_weights(models, config.model, seed)
+    chunks = [_with_gradients(config, layout, model, n > 0) for n, model in enumerate(models)]
+    precision = precision_on(config, device)
+    optimizer = build_optimizer(config, chunks, precision)
+    for model in models:
+        _connect(model.config, chunks, optimizer)
+    return Training(
+        config=config,
+        layout=layout,
+        device=device,
+        vocab_size=vocab_size,
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=build_scheduler(config, optimizer),
+        forward_backward=get_forward_backward_func(),
+    )
+
+
+def build_chunks(config: PretrainConfig, device: torch.device, vocab_size: int) -> list[GPTModel]:
+    """This rank's parts of the model, weights not yet set."""
+    count = config.parallel.model_chunks
+    first = parallel_state.is_pipeline_first_stage()
+    last = parallel_state.is_pipeline_last_stage()
+    return [
+        build_model(
+            config.model,
+            config.parallel,
+            config,
+            vocab_size=vocab_size,
+            device=device,
+            pre_process=first and number == 0,
+            post_process=last and number == count - 1,
+            vp_stage=number if count > 1 else None,
+        )
+        for number in range(count)
+    ]
+
+
+def _with_gradients(
+    config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool
+) -> DistributedDataParallel:
+    """Wrap a chunk with the contiguous gradient buffers that are reduced over DP ranks."""
+    gpu = next(model.parameters()).is_cuda
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=gpu and layout.data_parallel_size > 1,
+        use_distributed_optimizer=config.use_distributed_optimizer,
+        check_for_nan_in_grad=False,  # our guard looks, and may skip the batch instead
+    )
+    return DistributedDataParallel(
+        config=model.config, ddp_config=settings, module=model, disable_bucketing=later_chunk
+    )
+
+
+def _connect(
+    settings: Any, chunks: list[DistributedDataParallel], optimizer: ChainedOptimizer
+) -> None:
+    """Tell the schedules how to scale the loss, and how to finish and when to hold back gradients.
+
+    They ask the model's configuration for it (``schedules.py``).
+    """
+    settings.finalize_model_grads_func = finalize_model_grads
+    settings.grad_scale_func = optimizer.scale_loss
+    if chunks[0].ddp_config.overlap_grad_reduce:
+        held = [chunk.no_sync for chunk in chunks]
+        settings.no_sync_func = held if len(held) > 1 else held[0]
