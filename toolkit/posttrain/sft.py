@@ -23,6 +23,7 @@ from toolkit.posttrain.trainer import (
     StageCallback,
     evaluate,
     make_trainer,
+    pack,
     quiet_libraries,
     sft_arguments,
     train,
@@ -57,18 +58,18 @@ def run(config: SftConfig, context: StageContext) -> Artifact | None:
     held_out = _rows("held-out", config.held_out, config, context, start) if config.held_out \
         else None  # fmt: skip
     train_rows, eval_rows = split(rows, held_out, config, context.seed)
+    packed = _packed(train_rows, start, context) if config.packing else train_rows
     trainer = make_trainer(
         Sft,
         start.model,
         config.peft,
         args=sft_arguments(config, context, start.max_length),
-        train_dataset=train_rows,
+        train_dataset=packed,
         eval_dataset=eval_rows,
         processing_class=start.tokenizer,
         callbacks=[StageCallback(context, config.keep_last)],
     )
     if config.packing:
-        logger.info("%d rows are packed into %d", len(train_rows), len(trainer.train_dataset))
         _require_isolation(trainer, train_rows)
     before = once(context.work / "before.json", lambda: evaluate(trainer))
     train(trainer, context)
@@ -78,9 +79,16 @@ def run(config: SftConfig, context: StageContext) -> Artifact | None:
     info = {
         "data": rows.account,
         "held_out": _held_out(eval_rows, before, after),
-        "packed_rows": len(trainer.train_dataset) if config.packing else None,
+        "packs": len(packed) if config.packing else None,
     }
     return publish(trainer, start, config, context, map(int, rows.account["ends"]), info)
+
+
+def _packed(rows: Dataset, start: Start, context: StageContext) -> Dataset:
+    file = context.work / "rows" / f"packed-{context.rank}.arrow"
+    packs = pack(rows, start.max_length, file)
+    logger.info("%d rows are packed into %d sequences", len(rows), len(packs))
+    return packs
 
 
 def _held_out(rows: Dataset | None, before: dict[str, float], after: dict[str, float]) \

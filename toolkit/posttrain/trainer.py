@@ -19,7 +19,7 @@ import transformers
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 
 from toolkit.context import StageContext
 from toolkit.errors import StageError, StageInterrupted, ToolkitError
@@ -33,7 +33,10 @@ Metrics = dict[str, float]
 COLLECTIVE_TIMEOUT = 7200
 """Seconds that a rank may be late at a collective: evaluation and saving take their time."""
 RENAMED = {"learning_rate": "lr"}
-NOT_LOGGED = ("runtime", "_per_second", "total_flos", "train_loss")
+NOT_LOGGED = ("runtime", "_per_second", "total_flos", "train_loss", "preparation_time")
+CHECKPOINTING = "activation_checkpointing"
+if CHECKPOINTING not in TrainingArguments.__dataclass_fields__:  # its name before transformers 5.2x
+    CHECKPOINTING = "gradient_checkpointing"
 
 
 class Sft(SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -93,9 +96,9 @@ def common_arguments(config: TunedConfig, context: StageContext) -> dict[str, An
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "bf16": uses_bf16(config, context),
-        "gradient_checkpointing": not cpu if checkpointing is None else checkpointing,
+        CHECKPOINTING: not cpu if checkpointing is None else checkpointing,
         "use_cpu": cpu,
-        "ddp_backend": "gloo" if cpu else None,
+        "ddp_backend": "gloo" if cpu and context.world_size > 1 else None,
         "ddp_timeout": COLLECTIVE_TIMEOUT,
         "dataloader_pin_memory": not cpu,
         "logging_steps": config.logging_steps,
@@ -118,8 +121,18 @@ def sft_arguments(config: SftConfig, context: StageContext, max_length: int) -> 
         packing=config.packing,
         packing_strategy="bfd",  # the strategy that keeps rows apart; `wrapped` does not
         eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
         loss_type=config.loss_type,
     )
+
+
+def pack(rows: Dataset, max_length: int, file: Path) -> Dataset:
+    """Rows packed into sequences of ``max_length``, best fit decreasing, whole and kept apart.
+
+    Args:
+        file: where the packs are stored, and found again by a later attempt.
+    """
+    return pack_dataset(rows, max_length, "bfd", {"cache_file_name": str(file)})
 
 
 def dpo_arguments(config: DpoConfig, context: StageContext, max_length: int) -> DPOConfig:
@@ -261,7 +274,7 @@ def _named(logs: Mapping[str, float]) -> Metrics:
         if not any(part in key for part in NOT_LOGGED):
             name = key.removeprefix("eval_")
             named[RENAMED.get(name, name) if name == key else f"validation_{name}"] = value
-    return named
+    return named if len(named) > 1 else {}  # the last row of a training has but the epoch
 
 
 def train(trainer: Trainer, context: StageContext) -> None:

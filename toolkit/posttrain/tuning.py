@@ -163,7 +163,9 @@ def publish(
     if config.peft is None:
         model.to(start.dtype).save_pretrained(built)
     else:
-        model.peft_config["default"].base_model_name_or_path = str(start.folder)
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path = str(start.folder)
+        adapter.target_modules = sorted(adapter.target_modules)  # a set, in no certain order
         model.save_pretrained(built, save_embedding_layers=False)
         (built / "README.md").unlink(missing_ok=True)  # PEFT's empty form
         generation.save_pretrained(built)
