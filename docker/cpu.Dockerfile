@@ -44,7 +44,7 @@ WORKDIR /work
 
 ENTRYPOINT ["toolkit"]
 CMD ["--help"]
-HEALTHCHECK --interval=5m --timeout=1m --start-period=1m --retries=2 CMD ["toolkit", "doctor"]
+HEALTHCHECK --interval=5m --timeout=2m --start-period=2m --retries=2 CMD ["toolkit", "doctor"]
 
 LABEL org.opencontainers.image.title="megatron-toolkit" \
       org.opencontainers.image.description="From raw text to an aligned language model, from one YAML file" \

@@ -42,7 +42,7 @@ def constraints(pins: Iterable[str], installed: Mapping[str, str]) -> list[str]:
 
 def main(project: Path, folder: Path, extras: Sequence[str]) -> None:
     """Write the two files."""
-    installed = {normalized(d.name): d.version for d in metadata.distributions()}
+    installed = {normalized(d.name): d.version for d in metadata.distributions() if d.name}
     lines = [line.strip() for line in (project / "constraints.txt").read_text().splitlines()]
     pins = [line for line in lines if line and not line.startswith("#")]
     wanted = requirements((project / "pyproject.toml").read_text(), extras)
