@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import sys
@@ -24,17 +25,26 @@ def describe_torch() -> dict[str, Any]:
         gpus = [_describe_gpu(index) for index in range(torch.cuda.device_count() * available)]
     built = torch.version.cuda or ""
     nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
-    driver: Any = getattr(torch._C, "_cuda_getDriverVersion", int)  # a CPU build has none: 0
     return {
         "version": torch.__version__,
         "cuda": built,
-        "driver": driver(),
+        "driver": driver_version(),
         "nccl": ".".join(map(str, nccl)),
         "gloo": torch.distributed.is_gloo_available(),
         "gpus": gpus,
         "architectures": torch.cuda.get_arch_list(),
         "complaints": [str(w.message).splitlines()[0] for w in caught],
     }
+
+
+def driver_version() -> int:
+    """The newest CUDA that the driver supports (13010 for 13.1), by its own API; 0 without one."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int(0)
+    return version.value if library.cuDriverGetVersion(ctypes.byref(version)) == 0 else 0
 
 
 def _describe_gpu(index: int) -> dict[str, Any]:
