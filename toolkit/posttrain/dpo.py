@@ -83,7 +83,7 @@ def run(config: DpoConfig, context: StageContext) -> Artifact | None:
         callbacks=[StageCallback(context, config.keep_last, watch=alarm)],
     )
     before = once(context.work / "before.json", lambda: _measure(trainer))
-    train(trainer, context)
+    train(trainer, context, alarm)
     after = _measure(trainer)
     if after:
         logger.info(

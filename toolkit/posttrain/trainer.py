@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ from toolkit.errors import StageError, StageInterrupted, ToolkitError
 from toolkit.posttrain import checkpoints
 from toolkit.posttrain.config import DpoConfig, SftConfig
 from toolkit.posttrain.settings import PeftSettings, TunedConfig
+from toolkit.tracking import read_metrics
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Takes each logged step and its metrics, on every rank; may raise to end the training."""
 COLLECTIVE_TIMEOUT = 7200
 """Seconds that a rank may be late at a collective: evaluation and saving take their time."""
 RENAMED = {"learning_rate": "lr"}
@@ -70,6 +74,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
     logging.captureWarnings(True)
+    # These libraries warn of one another's deprecations, which no setting of ours can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
 
 
 def uses_bf16(config: TunedConfig, context: StageContext) -> bool:
@@ -189,14 +195,14 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     Args:
         context: the stage.
         keep_last: checkpoints to keep.
-        watch: called on every rank with each step's metrics; may raise to end the training.
+        watch: sees each step's metrics.
     """
 
     def __init__(
         self,
         context: StageContext,
         keep_last: int,
-        watch: Callable[[int, Mapping[str, float]], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.context, self.keep_last, self.watch = context, keep_last, watch
         self.loss: float | None = None
@@ -250,12 +256,16 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         **_: Any,
     ) -> None:
         """Seal the checkpoint once every rank has written its part."""
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        _wait_for_all()
         if self.context.rank == 0:
             folder = Path(args.output_dir)
             checkpoints.seal(folder / f"checkpoint-{state.global_step}")
             checkpoints.keep_last(folder, self.keep_last)
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _any_rank(flag: bool, device: torch.device) -> bool:
@@ -277,18 +287,23 @@ def _named(logs: Mapping[str, float]) -> Metrics:
     return named if len(named) > 1 else {}  # the last row of a training has but the epoch
 
 
-def train(trainer: Trainer, context: StageContext) -> None:
+def train(trainer: Trainer, context: StageContext, watch: Watch | None = None) -> None:
     """Train to the end, from the last whole checkpoint on.
+
+    Args:
+        watch: the callback's, which is shown again what it saw up to that checkpoint.
 
     Raises:
         StageInterrupted: a signal came; a checkpoint of that step is saved.
     """
     found = checkpoints.latest(context.work)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    _wait_for_all()
     if context.rank == 0:
         checkpoints.clear_broken(context.work)
         context.tracker.rewind(checkpoints.step_of(found) if found else 0)
+    _wait_for_all()
+    for row in read_metrics(context.folder) if watch else []:
+        watch(row["step"], row)
     if found:
         logger.info("going on from step %d", checkpoints.step_of(found))
     with context.stop.deferred():
