@@ -148,21 +148,21 @@ def test_torch_is_described_by_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"),
+    ("script", "seconds", "reason"),
     [
-        ("exec sleep 60", "no answer within 0.3 s"),
-        ("echo 'CUDA error: 999' >&2; exit 1", "CUDA error: 999"),
-        ("kill -SEGV $$", "exit code -11"),
+        ("exec sleep 60", 0.3, "no answer within 0.3 s"),
+        ("echo 'CUDA error: 999' >&2; exit 1", 30.0, "CUDA error: 999"),
+        ("kill -SEGV $$", 30.0, "exit code -11"),
     ],
 )
 def test_a_torch_that_hangs_or_crashes_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float, reason: str
 ) -> None:
     interpreter = tmp_path / "python"
     interpreter.write_text(f"#!/bin/sh\n{script}\n")
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
-    monkeypatch.setattr(facts, "SECONDS", 0.3)
+    monkeypatch.setattr(facts, "SECONDS", seconds)
     described = facts.torch_facts()
     assert described.installed and reason in described.error
 
