@@ -58,14 +58,14 @@ def arrow(row: Row) -> str:
 def written(row: Row, value: Value) -> tuple[str, str]:
     """A value and its standard error as text; the error is empty where there is none.
 
-    Shares are percentages. The digits after the point follow from the value's size, and the error
-    has as many, so that the two line up.
+    Shares are percentages. The error has two significant digits, and the value as many places as
+    it; a value without an error has four significant digits.
     """
     factor, sign = (100.0, " %") if row.percent else (1.0, "")
     number = value.value * factor
-    places = 1 if row.percent else _places(number)
-    error = value.standard_error
-    shown = "" if error is None else f"{error * factor:,.{places}f}"
+    error = None if value.standard_error is None else value.standard_error * factor
+    places = _places(error, 2) if error else _places(number, 4)
+    shown = "" if error is None else f"{error:,.{places}f}"
     return f"{number:,.{places}f}{sign}", shown
 
 
@@ -89,7 +89,8 @@ def _cell(row: Row, value: Value | None, best: bool) -> str:
     return f"{shown} [dim]± {error}[/]" if error else shown
 
 
-def _places(number: float) -> int:
+def _places(number: float, digits: int) -> int:
+    """Places after the point for so many significant digits; at most 5."""
     if number == 0 or not math.isfinite(number):
         return 2
-    return min(5, max(0, 3 - math.floor(math.log10(abs(number)))))
+    return min(5, max(0, digits - 1 - math.floor(math.log10(abs(number)))))

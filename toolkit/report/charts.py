@@ -18,7 +18,7 @@ BUCKETS = 160
 """A longer series is drawn by the lowest and highest point of each of so many stretches."""
 LOG_FROM = 50.0
 """Highest over lowest value from which an axis that may be logarithmic is."""
-FEW = 40
+FEW = 24
 """Points up to which each gets a dot."""
 
 Point = tuple[float, float | None]

@@ -15,7 +15,7 @@ from statistics import fmean
 SWEEPS = 6
 LANE = 16.0
 """Room that an edge takes beside the stages that it passes."""
-STAGE_WEIGHT, LANE_WEIGHT = 10.0, 1.0
+STAGE_WEIGHT, LANE_WEIGHT = 1.0, 0.001
 """How much a stage, and an edge that passes, insist on their place."""
 
 

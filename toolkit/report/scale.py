@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
+MINUS = "−"
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -18,6 +19,8 @@ class Scale:
     start: float
     end: float
     log: bool = False
+    step: float | None = None
+    """Between ticks, where it is settled."""
 
     def __call__(self, value: float) -> float:
         """The position of a value."""
@@ -30,7 +33,7 @@ class Scale:
         """About ``count`` round values within the scale."""
         if self.log and self.high / self.low >= 20:
             return _log_ticks(self.low, self.high, count)
-        return _linear_ticks(self.low, self.high, count)
+        return _linear_ticks(self.low, self.high, self.step or _step(self.high - self.low, count))
 
 
 def fit(values: list[float], start: float, end: float, *, log: bool, zero: bool = False) -> Scale:
@@ -53,9 +56,8 @@ def fit(values: list[float], start: float, end: float, *, log: bool, zero: bool 
         room = abs(high) * 0.1 or 1.0
         low, high = low - (0.0 if zero else room), high + room
     step = _step(high - low, 4)
-    return Scale(
-        math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end
-    )
+    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return Scale(low, high, start, end, step=step)
 
 
 def _step(span: float, count: int) -> float:
@@ -64,8 +66,7 @@ def _step(span: float, count: int) -> float:
     return next(n * power for n in NICE if n * power >= rough * 0.999)
 
 
-def _linear_ticks(low: float, high: float, count: int) -> list[float]:
-    step = _step(high - low, count)
+def _linear_ticks(low: float, high: float, step: float) -> list[float]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
 
@@ -84,7 +85,9 @@ def number(value: float, digits: int = 3) -> str:
     """A number at a glance, with ``digits`` significant: 0.000325, 4.21, 1,234, 12.4M, 3.2e-05."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "not finite"
-    size = abs(value)
+    if value < 0:
+        return MINUS + number(-value, digits)
+    size = value
     if size < 1e-4:
         return f"{value:.{digits - 1}e}"
     if size >= 99_950:
@@ -97,7 +100,9 @@ def number(value: float, digits: int = 3) -> str:
 
 def tick(value: float) -> str:
     """A tick's label: ``number`` without superfluous zeros, thousands as k."""
-    size = abs(value)
+    if value < 0:
+        return MINUS + tick(-value)
+    size = value
     if size >= 10_000:
         factor, suffix = next(s for s in SUFFIXES if size >= s[0])
         return f"{value / factor:g}{suffix}"
