@@ -80,3 +80,13 @@ def test_progress_has_a_rate_and_the_time_left(
     assert json.loads((tmp_path / PROGRESS).read_text())["done"] == 20
     progress(100, 100)
     assert json.loads((tmp_path / PROGRESS).read_text())["seconds_left"] == 0
+
+
+def test_another_unit_begins_a_new_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 10.0, 11.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress(tmp_path)
+    progress(5000, unit="rows")
+    progress(0, 100, unit="iterations")
+    progress(2, 100, unit="iterations")
+    assert json.loads((tmp_path / PROGRESS).read_text())["rate"] == 2.0

@@ -142,12 +142,13 @@ class Progress:
         self._path = folder / PROGRESS
         self._started = time.monotonic()
         self._first: float | None = None
+        self._unit = ""
         self._last = 0.0
 
     def __call__(
         self, done: float, total: float | None = None, *, unit: str = "", **shown: Any
     ) -> None:
-        """Say how far the stage is.
+        """Say how far the stage is. Another ``unit`` begins a new count, with a rate of its own.
 
         Args:
             done: how much is done, in ``unit``.
@@ -156,8 +157,8 @@ class Progress:
             shown: further figures for the line, such as ``loss=3.21``.
         """
         moment = time.monotonic()
-        if self._first is None:
-            self._first, self._started = done, moment
+        if self._first is None or unit != self._unit:
+            self._first, self._unit, self._started = done, unit, moment
         if moment - self._last < self.INTERVAL and done != total:
             return
         self._last = moment

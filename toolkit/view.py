@@ -86,13 +86,19 @@ def progress_text(record: Mapping[str, Any]) -> str:
     done, total, unit = record["done"], record["total"], record["unit"]
     parts = [f"{done:,g}" + (f"/{total:,g}" if total else "") + f" {unit}".rstrip()]
     if record["rate"]:
-        parts.append(f"{record['rate']:,.3g}/s")
+        parts.append(f"{short(record['rate'])}/s")
     if record["seconds_left"] is not None and done != total:
         parts.append(f"{duration(record['seconds_left'])} left")
     for name, value in record["shown"].items():
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         parts.append(f"{name.replace('_', ' ')} {text}")
     return "  ".join(parts)
+
+
+def short(number: float) -> str:
+    """Three digits of a number: ``0.812``, ``17.4``, ``1,740``."""
+    digits = 0 if number >= 100 else 1 if number >= 10 else 3
+    return f"{number:,.{digits}f}"
 
 
 class RunView:
