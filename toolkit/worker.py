@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,7 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest()
     stop.install()
     _die_with_parent()
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)s [rank {os.environ.get('RANK', '0')}] %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stdout,
-    )
+    _set_up_log()
     folder = Path(arguments[0]).resolve()
     try:
         return run_rank(folder, stop)
@@ -249,6 +245,22 @@ def _record_error(folder: Path, rank: int, outcome: Outcome) -> None:
         write_json(folder / ERRORS / f"rank-{rank}.json", {"time": time.time(), **outcome.error})
     except OSError as error:
         logger.error("can't write the error of rank %d: %s", rank, error.strerror)
+
+
+def _set_up_log() -> None:
+    """One format for our lines and for libraries' warnings, without what no user can act on."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s [rank {os.environ.get('RANK', '0')}] %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    # Said by every module of megatron-core; `toolkit doctor` says it once, and what to do.
+    warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*not installed")
 
 
 def _die_with_parent() -> None:
