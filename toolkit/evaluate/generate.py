@@ -133,7 +133,7 @@ def complete(
     ends = end_tokens(model, tokenizer)
     settings = _generation_config(sampling, _room(model, len(prompt), sampling), ends)
     inputs = torch.tensor([prompt], device=model.device)
-    streamer = _Streamer(tokenizer, on_text) if on_text else None
+    streamer = _Streamer(tokenizer, on_text, ends) if on_text else None
     own, model.generation_config = model.generation_config, GenerationConfig()
     devices = [model.device] if model.device.type == "cuda" else []
     try:
@@ -148,8 +148,9 @@ def complete(
     finally:
         model.generation_config = own
     new = output[0, len(prompt) :].tolist()
-    finish: Literal["stop", "length"] = "stop" if new and new[-1] in ends else "length"
-    return Completion(tokenizer.decode(new, skip_special_tokens=True), len(new), finish)
+    ended = bool(new) and new[-1] in ends
+    text = tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True)
+    return Completion(text, len(new), "stop" if ended else "length")
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -197,9 +198,16 @@ def _generation_config(sampling: Sampling, room: int, ends: list[int]) -> Genera
 class _Streamer(TextStreamer):  # type: ignore[misc]
     """Hands text on as soon as no later token can change it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, on_text: OnText, ends: Sequence[int]
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+        self._on_text, self._ends = on_text, ends
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by generate() with the prompt, then with each token; what ends a text is none."""
+        if value.numel() > 1 or value.item() not in self._ends:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called by generate()."""

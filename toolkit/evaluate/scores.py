@@ -105,9 +105,9 @@ class Scores:
         write_json(folder / SCORES, asdict(self))
 
     def headlines(self) -> dict[str, dict[str, float]]:
-        """The headline figures, by ``measure/source`` and then by model."""
+        """The headline figures, by ``figure/source`` and then by model."""
         return {
-            f"{row.measure}/{row.source}": {
+            f"{row.figure}/{row.source}": {
                 m.name: v.value for m, v in zip(self.models, row.values, strict=True) if v
             }
             for row in self.rows
