@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolkit/__init__.py)
-PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
 PYTEST_ARGS ?= -q
 ENGINE ?= docker
 IMAGE ?= megatron-toolkit
