@@ -4,7 +4,8 @@
 - ``python-questions``: ``{"instruction", "input", "output"}`` (alpaca style): what does this
   function do, its signature, the first sentence of its docstring.
 - ``python-preferences``: ``{"prompt", "chosen", "rejected"}``: the same question, the right
-  sentence, and another function's sentence that has no word of the name.
+  sentence, and another object's. The prompt decides: the right one has a word of the name, the
+  other has none, and is about a class where the question is about a function, or the reverse.
 
 **The split.** ``sample:python-docs`` is the training part and ``sample:python-docs/held-out`` the
 rest, about a tenth; so for all three. The side is decided by a hash of the docstring's first
@@ -31,10 +32,13 @@ HELD_OUT = "/held-out"
 HELD_OUT_PERCENT = 10
 SHORTEST_ANSWER, LONGEST_ANSWER = 15, 160
 """Characters of an answer; a first sentence outside this range makes no question."""
-LENGTH_RATIO = 1.5
+LENGTH_RATIO = 1.25
 """How much longer the longer one of a preference pair may be, so that length tells nothing."""
 STEM = 4
 """Letters by which two words count as related: ``decode`` and ``decoder``."""
+
+THINGS = frozenset({"class", "module"})
+"""Kinds that a docstring names (``A queue of ...``); functions and methods do (``Return ...``)."""
 
 Row = dict[str, Any]
 
@@ -94,12 +98,12 @@ def _questions(held_out: bool) -> Iterator[Row]:
 
 
 def _preferences(held_out: bool) -> Iterator[Row]:
-    """Pairs that the prompt decides: the chosen answer has a word of the name, the other none."""
+    """Pairs that the prompt decides, see ``_contrasts``."""
     pool = list(_answered(held_out))
     for index, (item, chosen) in enumerate(pool):
         if _related(item.name, chosen):
-            others = (text for _, text in (*pool[index + 1 :], *pool[:index]))
-            rejected = next((t for t in others if _contrasts(item.name, chosen, t)), None)
+            others = (*pool[index + 1 :], *pool[:index])
+            rejected = next((t for o, t in others if _contrasts(item, chosen, o, t)), None)
             if rejected is not None:
                 prompt = f"{_question(item)}\n\n{item.heading}"
                 yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -116,9 +120,15 @@ def _question(item: Documented) -> str:
     return f"What does this Python {item.kind} do?"
 
 
-def _contrasts(name: str, chosen: str, other: str) -> bool:
-    shorter, longer = sorted((len(chosen), len(other)))
-    return longer <= LENGTH_RATIO * shorter and not _related(name, other)
+def _contrasts(item: Documented, chosen: str, other: Documented, text: str) -> bool:
+    """Whether ``text`` is plainly wrong for ``item``: about a thing where an action is asked for.
+
+    Or the other way round; and it has no word of the name, and about the length of ``chosen``.
+    """
+    if (item.kind in THINGS) == (other.kind in THINGS):
+        return False
+    shorter, longer = sorted((len(chosen), len(text)))
+    return longer <= LENGTH_RATIO * shorter and not _related(item.name, text)
 
 
 def _related(name: str, text: str) -> bool:
