@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from toolkit.data.conversations import Conversation, Preference
 from toolkit.errors import DataError, StageError, ToolkitError
 from toolkit.evaluate.answers import answer_loss, preferences
-from toolkit.evaluate.chat import encode, last_turn
+from toolkit.evaluate.chat import Dialogues
 from toolkit.evaluate.config import AnswerLossConfig, PerplexityConfig, PreferencesConfig
 from toolkit.evaluate.perplexity import perplexity, read_texts, start_token
 from toolkit.evaluate.scoring import Windows
@@ -143,23 +144,37 @@ def test_the_separator_begins_a_text_rather_than_the_end_of_a_turn(tokenizer) ->
         start_token(none)
 
 
+def counted(tokenizer, tokens) -> str:
+    return tokenizer.decode([i for i, mark in zip(tokens.ids, tokens.scored, strict=True) if mark])
+
+
 @pytest.mark.parametrize("template", [None, PLAIN_TEMPLATE])
 def test_exactly_the_assistants_tokens_count(tokenizer, template) -> None:
     """Also where the template has no generation marks, and the turns are found by their text."""
-    tokens = encode(tokenizer, template or tokenizer.chat_template, TALK)
-    counted = [i for i, mark in zip(tokens.ids, tokens.scored, strict=True) if mark]
-    assert tokenizer.decode(counted) == "jumps over<|endoftext|>naïve café<|endoftext|>"
-    last = last_turn(tokens)
-    counted = [i for i, mark in zip(last.ids, last.scored, strict=True) if mark]
-    assert tokenizer.decode(counted) == "naïve café<|endoftext|>"
+    dialogues = Dialogues(tokenizer, template or tokenizer.chat_template)
+    tokens = dialogues.conversation(Conversation(tuple(TALK), "chat.jsonl:1"))
+    both = "jumps over<|endoftext|>naïve café<|endoftext|>"
+    assert counted(tokenizer, tokens) == both
+    whole = tokenizer.decode(tokens.ids)
+    assert whole.startswith("<|user|>the fox<|assistant|>jumps over<|endoftext|><|user|>")
+    pair = Preference(tuple(TALK[:3]), "naïve café", "lazy", "pairs.jsonl:1")
+    chosen, rejected = dialogues.pair(pair)
+    assert tokenizer.decode(chosen.ids).startswith(whole[:40])
+    assert counted(tokenizer, chosen) == "naïve café<|endoftext|>"
+    assert counted(tokenizer, rejected) == "lazy<|endoftext|>"
+
+
+def test_without_any_template_prompt_and_answer_are_joined(tokenizer) -> None:
+    row = Conversation(tuple(TALK[:2]), "chat.jsonl:1")
+    tokens = Dialogues(tokenizer, None).conversation(row)
+    assert tokenizer.decode(tokens.ids) == "the foxjumps over<|endoftext|>"
+    assert counted(tokenizer, tokens) == "jumps over<|endoftext|>"
 
 
 def test_a_template_that_hides_the_turns_is_refused(tokenizer) -> None:
     reversed_turns = "{% for m in messages | reverse %}{{ m.content }}{% endfor %}"
     with pytest.raises(ToolkitError, match="can't be told"):
-        encode(tokenizer, reversed_turns, TALK)
-    with pytest.raises(ToolkitError, match="no chat template"):
-        encode(tokenizer, None, TALK)
+        Dialogues(tokenizer, reversed_turns).conversation(Conversation(tuple(TALK), "a:1"))
 
 
 def test_answer_loss_equals_hugging_faces_loss_with_masked_labels(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from toolkit.data.chat_turns import message
+from toolkit.data.chat_turns import UnusableError
 from toolkit.data.conversations import (
     Conversation,
     Preference,
@@ -16,13 +15,13 @@ from toolkit.data.conversations import (
     read_preferences,
 )
 from toolkit.errors import DataError
-from toolkit.evaluate.chat import encode, last_turn
+from toolkit.evaluate.chat import Dialogues
 from toolkit.evaluate.config import AnswerLossConfig, PreferencesConfig
 from toolkit.evaluate.figures import Figure, Kind, Scored
-from toolkit.evaluate.scoring import Loss, Tokens
 from toolkit.evaluate.subject import Subject
 
-Item = TypeVar("Item")
+Row = TypeVar("Row", Conversation, Preference)
+Encoded = TypeVar("Encoded")
 
 ANSWER_NOTE = (
     "Answer loss is the mean loss per token, in nats, over the assistant's turns alone, with the "
@@ -57,24 +56,18 @@ def answer_loss(subject: Subject, settings: AnswerLossConfig, source: str) -> li
     rows = read_conversations(
         subject.source(source), settings.format, settings.columns, tally=tally
     )
-    conversations = _first(rows, settings.max_examples, source)
-    sequences = [_conversation(subject, row) for row in conversations]
-    losses = subject.score(sequences, source)
+    dialogues = Dialogues(subject.tokenizer, subject.chat_template)
+    items = _encoded(rows, dialogues.conversation, settings.max_examples, source, tally)
+    losses = subject.score([tokens for _, tokens in items], source)
     over = [loss.total for loss in losses]
     tokens = [float(loss.tokens) for loss in losses]
-    if not sum(tokens):
-        raise DataError(
-            "no token of the assistant in any conversation",
-            where=source,
-            hint="the chat template's {% generation %} marks hold nothing: look at the template",
-        )
-    sizes = [float(_answer_bytes(row)) for row in conversations]
     bits = [total / math.log(2) for total in over]
+    sizes = [float(_answer_bytes(row)) for row, _ in items]
     figures = (Figure(ANSWER_LOSS, over, tokens), Figure(ANSWER_BITS, bits, sizes))
     counts = {
-        "conversations": len(conversations),
+        "conversations": len(items),
         "answer_tokens": int(sum(tokens)),
-        "all_tokens": sum(len(s.ids) for s in sequences),
+        "all_tokens": sum(len(encoded.ids) for _, encoded in items),
         "dropped": dict(tally.dropped),
     }
     return [Scored(source, figures, counts)]
@@ -88,13 +81,13 @@ def preferences(subject: Subject, settings: PreferencesConfig, source: str) -> l
     """
     tally = Tally()
     rows = read_preferences(subject.source(source), settings.format, settings.columns, tally=tally)
-    pairs = _first(rows, settings.max_examples, source)
-    sequences = [_answer(subject, pair, a) for pair in pairs for a in (pair.chosen, pair.rejected)]
-    losses = subject.score(sequences, source)
+    dialogues = Dialogues(subject.tokenizer, subject.chat_template)
+    items = _encoded(rows, dialogues.pair, settings.max_examples, source, tally)
+    losses = subject.score([tokens for _, pair in items for tokens in pair], source)
     sums = [-loss.total for loss in losses]
-    means = [_mean(loss) for loss in losses]
+    means = [-loss.total / loss.tokens for loss in losses]
     margins = [c - r for c, r in zip(sums[::2], sums[1::2], strict=True)]
-    ones = [1.0] * len(pairs)
+    ones = [1.0] * len(items)
     by_mean = [float(c > r) for c, r in zip(means[::2], means[1::2], strict=True)]
     figures = (
         Figure(ACCURACY, [float(margin > 0) for margin in margins], ones),
@@ -102,7 +95,7 @@ def preferences(subject: Subject, settings: PreferencesConfig, source: str) -> l
         Figure(MARGIN, margins, ones),
     )
     counts: Mapping[str, object] = {
-        "pairs": len(pairs),
+        "pairs": len(items),
         "ties": sum(margin == 0 for margin in margins),
         "answer_tokens": sum(loss.tokens for loss in losses),
         "dropped": dict(tally.dropped),
@@ -110,35 +103,27 @@ def preferences(subject: Subject, settings: PreferencesConfig, source: str) -> l
     return [Scored(source, figures, counts)]
 
 
-def _conversation(subject: Subject, row: Conversation) -> Tokens:
-    if row.text is not None:
-        raise DataError(
-            "a plain text, without turns of an assistant",
-            where=row.where,
-            hint="measure texts by perplexity; answer_loss takes conversations",
-        )
-    return encode(subject.tokenizer, subject.chat_template, row.messages)
-
-
 def _answer_bytes(row: Conversation) -> int:
     return sum(len(m["content"].encode()) for m in row.messages if m["role"] == "assistant")
 
 
-def _answer(subject: Subject, pair: Preference, answer: str) -> Tokens:
-    messages = (*pair.prompt, message("assistant", answer))
-    tokens = last_turn(encode(subject.tokenizer, subject.chat_template, messages))
-    if not any(tokens.scored):
-        raise DataError("an answer without tokens in the chat template", where=pair.where)
-    return tokens
-
-
-def _mean(loss: Loss) -> float:
-    """Mean log-probability of an answer's tokens."""
-    return -loss.total / loss.tokens
-
-
-def _first(rows: Iterable[Item], limit: int | None, source: str) -> list[Item]:
-    found = list(islice(rows, limit))
+def _encoded(
+    rows: Iterable[Row],
+    encode: Callable[[Row], Encoded],
+    limit: int | None,
+    source: str,
+    tally: Tally,
+) -> list[tuple[Row, Encoded]]:
+    """The first ``limit`` rows that can be scored, with their tokens; others are counted."""
+    found: list[tuple[Row, Encoded]] = []
+    for row in rows:
+        if len(found) == limit:
+            break
+        try:
+            found.append((row, encode(row)))
+        except UnusableError as reason:
+            tally.drop(str(reason), row.where)
     if not found:
         raise DataError("nothing to score: no usable row", where=source)
+    tally.warn()
     return found
