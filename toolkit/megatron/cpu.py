@@ -8,43 +8,15 @@ of this. It is called once, at a worker's start, in CPU mode alone, and stays fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import random as mcore_random
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 CPU = torch.device("cpu")
-
-
-class CudaMeansCpu(TorchFunctionMode):
-    """Reads ``cuda`` as ``cpu`` in every torch function called from Python.
-
-    - ``torch.zeros(1, device="cuda")``: the schedules, gradient clipping and the optimizer make
-      their scalars so.
-    - ``tensor.cuda()``: the tied embedding of the last pipeline stage is moved so.
-    - ``tensor.type()`` answers ``torch.cuda.FloatTensor``: the optimizers sort parameters by that
-      string, and refuse any other.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call ``func`` with the device replaced."""
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return func(*args).replace("torch.", "torch.cuda.", 1)
-        if not kwargs:
-            return func(*args)
-        if "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs = {**kwargs, "device": CPU}
-        return func(*args, **kwargs)
 
 
 class CpuRNGStatesTracker(mcore_random.CudaRNGStatesTracker):  # type: ignore[misc]
@@ -81,6 +53,30 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, int) or (isinstance(device, str) and device.startswith("cuda"))
 
 
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that makes tensors, with ``device="cuda"`` read as the CPU."""
+
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Tensor:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return factory(*args, **kwargs)
+
+    return make
+
+
+_tensor_type = torch.Tensor.type
+
+
+def _type(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    answer = _tensor_type(tensor, *args, **kwargs)
+    return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+
+def _itself(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return tensor
+
+
 def _current_device() -> torch.device:
     return CPU
 
@@ -93,17 +89,24 @@ def _manual_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _get_rng_state(
-    device: object = None, clone: bool = False, graph_safe: bool = False
-) -> torch.Tensor:
+def _get_rng_state(device: object = None, clone: bool = False, graph_safe: bool = False) -> Tensor:
     return torch.get_rng_state()
 
 
-def _set_rng_state(state: torch.Tensor, device: object = None, graph_safe: bool = False) -> None:
+def _set_rng_state(state: Tensor, device: object = None, graph_safe: bool = False) -> None:
     torch.set_rng_state(state)
 
 
+FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "ones_like", "tensor", "zeros")
+
 REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+    # The schedules, gradient clipping, the causal mask and the optimizer make small tensors with
+    # device="cuda".
+    *((torch, name, _on_cpu(getattr(torch, name))) for name in FACTORIES),
+    # The tied embedding of the last pipeline stage is moved so.
+    (torch.Tensor, "cuda", _itself),
+    # The optimizers sort parameters by tensor.type(), and refuse all but "torch.cuda.FloatTensor".
+    (torch.Tensor, "type", _type),
     # Given as the device of buffers by DDP, the pipeline's receives and the parallel layers.
     (torch.cuda, "current_device", _current_device),
     # Waited for around pipeline sends and by the checkpoint writer: a CPU has nothing pending.
@@ -116,7 +119,7 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (mcore_random, "_set_cuda_rng_state", _set_rng_state),
     (mcore_random, "CudaRNGStatesTracker", CpuRNGStatesTracker),
 )
-"""What ``install`` replaces: (module, name, replacement)."""
+"""What ``install`` replaces: (module or class, name, replacement)."""
 
 
 def install() -> None:
@@ -125,5 +128,3 @@ def install() -> None:
         return
     for module, name, replacement in REPLACEMENTS:
         setattr(module, name, replacement)
-    mode: Any = CudaMeansCpu()
-    mode.__enter__()

@@ -42,8 +42,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """megatron-core's configuration of the layers; the one place that fills it.
 
-    Weights are left unset (``perform_initialization=False``): ``initialize.initialize_weights``
-    or a checkpoint fills them.
+    Weights are left unset: ``initialize.initialize_weights`` or a checkpoint fills them.
 
     Raises:
         ToolkitError: a number format that this device has no arithmetic for.
@@ -59,7 +58,7 @@ def transformer_config(
     precision = precision_on(numerics, device)
     return TransformerConfig(
         **_shape(model),
-        **_layout(parallel),
+        **_layout(parallel, gpu),
         **_recompute(numerics),
         **(_fp8(numerics) if numerics.fp8 else {}),
         **_kernels(model, parallel, gpu),
@@ -67,7 +66,11 @@ def transformer_config(
         pipeline_dtype=DTYPES[precision],
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        perform_initialization=False,
+        # Not perform_initialization=False: the layers then forget to mark their weights as sharded,
+        # and the gradient's norm counts some shards only.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
         use_cpu_initialization=not gpu,
     )
 
@@ -149,15 +152,16 @@ def _shape(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _layout(parallel: ParallelConfig) -> dict[str, Any]:
+def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
     interleaved = parallel.model_chunks > 1
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
-        # With two pipeline ranks the interleaved schedule sends both ways between the same pair;
-        # only its overlapped form orders those messages (Megatron-LM's arguments.py).
-        "overlap_p2p_comm": interleaved,
+        # The interleaved schedule's batches send both ways between a pair of ranks, and two of
+        # them mix up which is which. One by one the messages are ordered; on a GPU they overlap
+        # with the work (gloo would send from memory that is free again by then).
+        "overlap_p2p_comm": interleaved and gpu,
         "batch_p2p_comm": not interleaved,
     }
 
@@ -208,6 +212,11 @@ def _activation(model: ModelConfig) -> tuple[Callable[..., Tensor], bool]:
         return F.gelu, False
     fused = model.gated_linear_unit or model.add_bias_linear
     return functools.partial(F.gelu, approximate="tanh"), fused
+
+
+def _leave(weight: Tensor) -> Tensor:
+    """Megatron's initialization, left out."""
+    return weight
 
 
 def _have(module: str) -> bool:
