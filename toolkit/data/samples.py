@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from toolkit.data.stdlib import Documented, documented
@@ -29,6 +29,7 @@ from toolkit.errors import DataError
 from toolkit.stage import SAMPLE_PREFIX
 
 HELD_OUT = "/held-out"
+"""What stands behind a sample's name for its held-out part."""
 HELD_OUT_PERCENT = 10
 SHORTEST_ANSWER, LONGEST_ANSWER = 15, 160
 """Characters of an answer; a first sentence outside this range makes no question."""
@@ -49,10 +50,26 @@ def read_sample(name: str) -> Iterator[Row]:
     Raises:
         DataError: there is no such sample; the message lists those that are.
     """
+    base, held_out = _parse(name)
+    return _MAKERS[base](held_out)
+
+
+def check_sample(name: str) -> None:
+    """Refuse a name that is no sample's.
+
+    Raises:
+        DataError: there is no such sample; the message lists those that are.
+    """
+    _parse(name)
+
+
+def _parse(name: str) -> tuple[str, bool]:
     plain = name.removeprefix(SAMPLE_PREFIX)
-    if plain not in SAMPLES:
-        raise DataError(f"no sample is called {plain!r}", hint=f"there are: {', '.join(SAMPLES)}")
-    return _MAKERS[plain.removesuffix(HELD_OUT)](plain.endswith(HELD_OUT))
+    base = plain.removesuffix(HELD_OUT)
+    if base not in SAMPLES:
+        names = ", ".join(f"{SAMPLE_PREFIX}{sample}[{HELD_OUT}]" for sample in SAMPLES)
+        raise DataError(f"no sample is called {plain!r}", hint=f"there are: {names}")
+    return base, plain != base
 
 
 def is_held_out(docstring: str) -> bool:
@@ -151,5 +168,5 @@ _MAKERS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "python-questions": _questions,
     "python-preferences": _preferences,
 }
-SAMPLES: Sequence[str] = tuple(name + part for name in _MAKERS for part in ("", HELD_OUT))
-"""The names that may follow ``sample:``."""
+SAMPLES: tuple[str, ...] = tuple(_MAKERS)
+"""The names that may follow ``sample:``, each also with ``HELD_OUT`` behind it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolkit.data.samples import SAMPLES
+from toolkit.data.samples import check_sample
 from toolkit.errors import DataError
 from toolkit.stage import SAMPLE_PREFIX
 
@@ -71,7 +71,8 @@ def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
 
 def _expand_one(given: str) -> list[Source]:
     if given.startswith(SAMPLE_PREFIX):
-        return [_sample(given)]
+        check_sample(given)
+        return [Source(given, "sample")]
     path = Path(given).expanduser()
     if path.is_dir():
         return _known([path], f"folder {given}")
@@ -83,13 +84,6 @@ def _expand_one(given: str) -> list[Source]:
             raise DataError("no file matches this pattern", where=given)
         return _known(matches, f"pattern {given}")
     raise DataError("no such file or folder", where=given, hint=_nearest_folder(path))
-
-
-def _sample(given: str) -> Source:
-    if given.removeprefix(SAMPLE_PREFIX) not in SAMPLES:
-        names = ", ".join(SAMPLE_PREFIX + name for name in SAMPLES)
-        raise DataError(f"no sample is called {given}", hint=f"there are: {names}")
-    return Source(given, "sample")
 
 
 def _nearest_folder(path: Path) -> str:
