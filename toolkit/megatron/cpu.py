@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import random as mcore_random
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 
@@ -126,5 +127,8 @@ def install() -> None:
     """Turn megatron-core to the CPU for the rest of this process; a second call does nothing."""
     if mcore_random.CudaRNGStatesTracker is CpuRNGStatesTracker:
         return
+    # ``with torch.device("meta")`` knows the factories by identity, from a list made on first use:
+    # made after this, it would miss the originals, and transformers would load models wrongly.
+    _device_constructors()
     for module, name, replacement in REPLACEMENTS:
         setattr(module, name, replacement)
