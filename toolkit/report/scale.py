@@ -72,13 +72,19 @@ def _linear_ticks(low: float, high: float, step: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Powers of ten; with 2 and 5 between them where few decades are shown."""
+    """Powers of ten, every so many; with 2 and 5 between them where that leaves under three."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    many = len(decades) > count
-    every = math.ceil(len(decades) / count) if many else 1
-    leads = (1.0,) if many or len(decades) > 3 else (1.0, 2.0, 5.0)
-    found = [lead * 10.0**n for n in decades if n % every == 0 for lead in leads]
-    return [value for value in found if low <= value <= high]
+    choices = [
+        [10.0**n for n in decades if n % every == 0]
+        for every in range(math.ceil(len(decades) / count), 0, -1)
+    ]
+    choices.append([lead * 10.0**n for n in decades for lead in (1.0, 2.0, 5.0)])
+    inside: list[float] = []
+    for choice in choices:
+        inside = [value for value in choice if low <= value <= high]
+        if len(inside) >= 3:
+            break
+    return inside
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -87,15 +93,15 @@ def number(value: float, digits: int = 3) -> str:
         return "0" if value == 0 else "not finite"
     if value < 0:
         return MINUS + number(-value, digits)
-    size = value
-    if size < 1e-4:
+    rounded = float(f"{value:.{digits - 1}e}")
+    if rounded < 1e-4:
         return f"{value:.{digits - 1}e}"
-    if size >= 99_950:
-        factor, suffix = next(s for s in SUFFIXES if size >= s[0] * 0.9995)
-        return f"{_significant(value / factor, digits)}{suffix}"
-    if size >= 1000:
+    if rounded >= 1e5:
+        factor, suffix = next(s for s in SUFFIXES if rounded >= s[0])
+        return f"{_significant(rounded / factor, digits)}{suffix}"
+    if rounded >= 1000:
         return f"{value:,.0f}"
-    return _significant(value, digits)
+    return _significant(rounded, digits)
 
 
 def tick(value: float) -> str:
