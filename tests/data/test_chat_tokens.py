@@ -142,10 +142,11 @@ def test_a_template_that_raises_names_the_row() -> None:
 
 
 def test_what_generation_will_see_is_what_was_trained_after() -> None:
-    trained_after, generated = CHAT.prompt_as_generated(TURNS)
+    generated, trained_after = CHAT.prompt_as_generated(TURNS)
     assert trained_after == generated
+    assert TOKENIZER.decode(generated).endswith("<|user|>Name a number.<|assistant|>")
     other = TOKENIZER.chat_template.replace("'<|assistant|>' -}}{%- endif", "'x' -}}{%- endif")
-    trained_after, generated = ChatTokenizer(TOKENIZER, other).prompt_as_generated(TURNS)
+    generated, trained_after = ChatTokenizer(TOKENIZER, other).prompt_as_generated(TURNS)
     assert trained_after != generated
 
 

@@ -109,16 +109,17 @@ class ChatTokenizer:
         return self._pair(chosen[:start], chosen[start:], rejected[start:])
 
     def prompt_as_generated(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """The tokens in front of the last turn: in training, and as generation will have them.
+        """The tokens that generation will have in front of the last turn, and those of training.
 
         Where they differ, the model is trained after another context than it answers in.
         """
-        ids, spans = self._masked(messages, "")
-        trained = ids[: spans[-1][0]]
         if self.template is None:
-            return trained, self._raw(messages[:-1], "")
-        text, _ = self._render(messages[:-1], "", generate=True)
-        return trained, list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            generated = self._raw(messages[:-1], "")
+        else:
+            text, _ = self._render(messages[:-1], "", generate=True)
+            generated = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids, _ = self._masked(messages, "")
+        return generated, ids[: len(generated)]
 
     def marked_text(self, tokens: Tokens, start: str = "[[", stop: str = "]]") -> str:
         """The row as text, its trained parts between brackets: to show what is learnt."""

@@ -28,6 +28,7 @@ from toolkit.posttrain.trainer import (
     Dpo,
     Metrics,
     StageCallback,
+    before_training,
     dpo_arguments,
     evaluate,
     make_trainer,
@@ -82,9 +83,10 @@ def run(config: DpoConfig, context: StageContext) -> Artifact | None:
         processing_class=start.tokenizer,
         callbacks=[StageCallback(context, config.keep_last, watch=alarm)],
     )
-    before = once(context.work / "before.json", lambda: _measure(trainer))
+    accuracy = once(context.work / "accuracy.json", lambda: preference_accuracy(trainer))
     train(trainer, context, alarm)
-    after = _measure(trainer)
+    before = before_training(context) | accuracy
+    after = evaluate(trainer) | preference_accuracy(trainer)
     if after:
         logger.info(
             "held-out preference accuracy %.3f, before %.3f; against the reference %.3f",
@@ -100,19 +102,16 @@ def run(config: DpoConfig, context: StageContext) -> Artifact | None:
     return publish(trainer, start, config, context, map(int, rows.account["ends"]), info)
 
 
-def _measure(trainer: Any) -> Metrics:
-    """TRL's metrics on the held-out pairs, and the preference accuracies."""
-    found = evaluate(trainer)
-    return {**found, **preference_accuracy(trainer)} if found else {}
-
-
 def preference_accuracy(trainer: Any) -> Metrics:
     """Share of the held-out pairs whose chosen answer the model itself finds likelier.
 
     Returns:
         ``preference_accuracy`` by the answers' summed log-probabilities, and
-        ``preference_accuracy_per_token`` by their means, which favours no length.
+        ``preference_accuracy_per_token`` by their means, which favours no length; nothing
+        without held-out pairs.
     """
+    if trainer.eval_dataset is None:
+        return {}
     batch_size = trainer.args.per_device_eval_batch_size
     columns = trainer.eval_dataset.select_columns(list(COLUMNS))
     loader = DataLoader(columns, batch_size=batch_size, collate_fn=trainer.data_collator)

@@ -21,6 +21,7 @@ from toolkit.posttrain.rows import Account, Row, Rows, stored_rows
 from toolkit.posttrain.trainer import (
     Sft,
     StageCallback,
+    before_training,
     evaluate,
     make_trainer,
     pack,
@@ -31,7 +32,6 @@ from toolkit.posttrain.trainer import (
 from toolkit.posttrain.tuning import (
     Start,
     load_start,
-    once,
     publish,
     resolved,
     split,
@@ -71,9 +71,8 @@ def run(config: SftConfig, context: StageContext) -> Artifact | None:
     )
     if config.packing:
         _require_isolation(trainer, train_rows)
-    before = once(context.work / "before.json", lambda: evaluate(trainer))
     train(trainer, context)
-    after = evaluate(trainer)
+    before, after = before_training(context), evaluate(trainer)
     if after:
         logger.info("held-out loss %.4f, before %.4f", after["loss"], before["loss"])
     info = {

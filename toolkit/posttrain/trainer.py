@@ -6,6 +6,7 @@ checkpoints), and keeps them quiet: no progress bars, no model cards, no telemet
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import warnings
@@ -22,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 
+from toolkit.artifacts import write_json
 from toolkit.context import StageContext
 from toolkit.errors import StageError, StageInterrupted, ToolkitError
 from toolkit.posttrain import checkpoints
@@ -36,6 +38,7 @@ Watch = Callable[[int, Mapping[str, float]], None]
 """Takes each logged step and its metrics, on every rank; may raise to end the training."""
 COLLECTIVE_TIMEOUT = 7200
 """Seconds that a rank may be late at a collective: evaluation and saving take their time."""
+BEFORE = "before.json"
 RENAMED = {"learning_rate": "lr"}
 NOT_LOGGED = ("runtime", "_per_second", "total_flos", "train_loss", "preparation_time")
 CHECKPOINTING = "activation_checkpointing"
@@ -221,6 +224,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.context.progress(state.global_step, state.max_steps, unit="iterations", **shown)
         if _any_rank(self.context.stop.requested, args.device):
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # there may be little time left
 
     def on_log(
         self,
@@ -247,6 +251,18 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.context.tracker.log(state.global_step, metrics)
         if self.watch is not None:
             self.watch(state.global_step, metrics)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        **_: Any,
+    ) -> None:
+        """Keep the metrics before the first step, for this attempt and later ones."""
+        if self.context.rank == 0 and state.global_step == 0:
+            write_json(self.context.work / BEFORE, _plain(metrics))
 
     def on_save(
         self,
@@ -300,10 +316,14 @@ def train(trainer: Trainer, context: StageContext, watch: Watch | None = None) -
     _wait_for_all()
     if context.rank == 0:
         checkpoints.clear_broken(context.work)
-        context.tracker.rewind(checkpoints.step_of(found) if found else 0)
+        context.tracker.rewind(checkpoints.step_of(found) if found else -1)
     _wait_for_all()
-    for row in read_metrics(context.folder) if watch else []:
-        watch(row["step"], row)
+    if watch is not None:
+        for row in read_metrics(context.folder):
+            watch(row["step"], row)
+    # Not by `evaluate`: called before `train`, it leaves the model without DDP, and every rank
+    # trains on its own.
+    trainer.args.eval_on_start = found is None and trainer.eval_dataset is not None
     if found:
         logger.info("going on from step %d", checkpoints.step_of(found))
     with context.stop.deferred():
@@ -316,12 +336,20 @@ def train(trainer: Trainer, context: StageContext, watch: Watch | None = None) -
 
 
 def evaluate(trainer: Trainer) -> Metrics:
-    """The metrics on the held-out rows, such as ``loss``; none where no row is held out."""
-    if trainer.eval_dataset is None:
-        return {}
-    found = trainer.evaluate()
+    """The metrics on the held-out rows after ``train``, such as ``loss``; none without rows."""
+    return {} if trainer.eval_dataset is None else _plain(trainer.evaluate())
+
+
+def before_training(context: StageContext) -> Metrics:
+    """The metrics on the held-out rows before the first step; none without rows."""
+    path = context.work / BEFORE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _plain(metrics: Mapping[str, float]) -> Metrics:
+    """The metrics of an evaluation under their own names, without those of time and progress."""
     return {
         key.removeprefix("eval_"): value
-        for key, value in found.items()
+        for key, value in metrics.items()
         if not any(part in key for part in (*NOT_LOGGED, "epoch", "num_tokens"))
     }

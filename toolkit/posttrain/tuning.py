@@ -122,7 +122,7 @@ def split(train: Rows, held_out: Rows | None, config: TunedConfig, seed: int) ->
 
 def warn_of_other_prompts(prompts: tuple[list[int], list[int]], chat: ChatTokenizer) -> None:
     """Warn when generation will put another prompt in front of an answer than training does."""
-    trained, generated = prompts
+    generated, trained = prompts
     if trained != generated:
         logger.warning(
             "the chat template's generation prompt differs from what stands before an answer in "
