@@ -119,7 +119,7 @@ def _preferences(held_out: bool) -> Iterator[Row]:
     pool = list(_answered(held_out))
     for index, (item, chosen) in enumerate(pool):
         if _related(item.name, chosen):
-            others = (*pool[index + 1 :], *pool[:index])
+            others = (pool[(index + step) % len(pool)] for step in range(1, len(pool)))
             rejected = next((t for o, t in others if _contrasts(item, chosen, o, t)), None)
             if rejected is not None:
                 prompt = f"{_question(item)}\n\n{item.heading}"
