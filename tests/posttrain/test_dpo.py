@@ -18,7 +18,8 @@ from toolkit.tracking import read_metrics
 
 Contexts = Callable[..., StageContext]
 LORA = {"method": "lora", "r": 4, "lora_alpha": 8}
-GOOD, BAD = ["one two three", "four five six"], ["seven eight nine", "eight nine ten"]
+GOOD, BAD = ["seven eight nine", "eight nine ten"], ["one two three", "four five six"]
+"""The untrained model likes the second ones better."""
 PAIRS = [
     {"prompt": f"Name a number. {i}", "chosen": GOOD[i % 2], "rejected": BAD[i % 3 % 2]}
     for i in range(48)
@@ -57,15 +58,15 @@ def test_held_out_preference_rises(
     artifact = align("better", peft=peft, max_steps=30, learning_rate=1e-2)
     held = artifact.info["held_out"]
     assert held["rows"] == 10
-    assert held["before"]["preference_accuracy"] < 0.9
+    assert held["before"]["preference_accuracy"] < 0.5
     assert held["after"]["preference_accuracy"] == 1.0
     assert held["after"]["preference_accuracy_per_token"] == 1.0
     assert held["before"]["rewards/accuracies"] == 0.0  # the reference, against itself
     assert held["after"]["rewards/accuracies"] == 1.0
     assert held["after"]["loss"] < held["before"]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert artifact.type == ("adapter" if peft else "model")
-    assert f"[[one two three{EOS}]]\n    and, to be avoided:" in caplog.text
-    assert f"[[seven eight nine{EOS}]]" in caplog.text
+    assert f"[[seven eight nine{EOS}]]\n    and, to be avoided:" in caplog.text
+    assert f"[[one two three{EOS}]]" in caplog.text
     rows = [row for row in read_metrics(artifact.folder.parent) if "rewards/margins" in row]
     assert rows[-1]["rewards/margins"] > rows[0]["rewards/margins"] == 0
 
