@@ -270,9 +270,7 @@ def _int64(path: Path, position: int) -> int:
 
 
 def _wrong_size(path: Path, size: int, needed: int) -> DataError:
-    difference = (
-        f"{needed - size:,} are missing" if size < needed else f"{size - needed:,} too many"
-    )
+    difference = f"{needed - size:,} missing" if size < needed else f"{size - needed:,} too many"
     return DataError(
         f"the file has {size:,} bytes, its index says {needed:,}: {difference}",
         where=str(path),
