@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from toolkit.artifacts import Artifact, write_json, write_text
+from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
 from toolkit.data.tokenizer_folder import take_tokenizer
 from toolkit.errors import ToolkitError
 from toolkit.hf import UNREADABLE, load_tokenizer
+from toolkit.megatron import checkpoint
 from toolkit.megatron.config import ModelConfig, ParallelConfig, TrainedModel
 from toolkit.megatron.convert import gate
 from toolkit.megatron.convert.config import ImportConfig
@@ -30,14 +32,14 @@ from toolkit.megatron.convert.families import Family, family_for
 from toolkit.megatron.convert.known import FAMILIES
 from toolkit.megatron.convert.mapping import to_megatron
 from toolkit.megatron.convert.network import build_network, parameters, read_weights, write_weights
-from toolkit.megatron.convert.source import MODEL, TOKENIZER, TRACKER
+from toolkit.megatron.convert.source import TOKENIZER
 from toolkit.megatron.convert.tokens import require_vocabulary
 from toolkit.megatron.distributed import process_groups
 from toolkit.megatron.layout import padded_vocab_size
 
 logger = logging.getLogger(__name__)
 
-ITERATION = "iter_0000000"
+ITERATION = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,16 @@ def run(config: ImportConfig, context: StageContext) -> Artifact:
     logger.info("importing %s from %s", source.family.architecture, source.folder)
 
     built = context.building()
-    folder = built / ITERATION
-    folder.mkdir()
     sequences = gate.token_sequences(source.model, config.compare_tokens)
     with process_groups(ParallelConfig()):
-        reference, dtype = _write(config, source, sequences, folder)
+        reference, dtype = _write(config, source, sequences, checkpoint.begin(built, ITERATION))
+        folder = checkpoint.commit(built, ITERATION, keep_last=1)
         network = build_network(source.model)
         read_weights(network, folder, source.model)
         found = gate.compare(reference, gate.megatron_logits(network, source.model, sequences))
     gate.require(found, config.tolerance, source.folder)
 
-    write_json(built / MODEL, source.model.model_dump())
-    write_text(built / TRACKER, "0")
+    checkpoint.write_model(built, source.model)
     take_tokenizer(source.folder, built / TOKENIZER)
     count = sum(tensor.numel() for tensor in parameters(network).values())
     return context.publish(built, "checkpoint", info=_info(source, dtype, count, found))
@@ -100,7 +100,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], PreTrainedConfig]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return raw, AutoConfig.from_pretrained(path.parent, local_files_only=True)
-    except (*UNREADABLE, TypeError) as error:
+    except (*UNREADABLE, TypeError, StrictDataclassError) as error:
         raise ToolkitError(f"transformers can't read it: {error}", where=str(path)) from error
 
 
@@ -126,7 +126,7 @@ def _write(
     """Write the weights as a checkpoint; returns the logits to reach, and the data type."""
     theirs = _load(source.folder)
     dtype = theirs.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    theirs = theirs.to(dtype).float()
+    _round_to(theirs, dtype)
     logits = gate.hf_logits(theirs, sequences)
     network = build_network(source.model)
     own = parameters(network)
@@ -138,11 +138,22 @@ def _write(
     return logits, dtype
 
 
+def _round_to(network: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Make the weights float32 again, rounded to ``dtype``; the rotary frequencies stay exact,
+    which ``network.to`` would round too."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+
+
 def _load(folder: Path) -> PreTrainedModel:
     """The model with all of its weights: transformers itself fills missing ones at random."""
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
+            folder,
+            dtype="auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
     except UNREADABLE as error:
         raise ToolkitError(
@@ -165,7 +176,7 @@ def _weights(network: PreTrainedModel) -> dict[str, Tensor]:
 
 def _info(source: Source, dtype: torch.dtype, count: int, found: gate.Comparison) -> dict[str, Any]:
     return {
-        "iteration": 0,
+        "iteration": ITERATION,
         "consumed_samples": 0,
         "parameters": count,
         "architecture": source.family.architecture,

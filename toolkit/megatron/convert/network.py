@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from toolkit.errors import ToolkitError
 from toolkit.megatron.config import TrainedModel
-from toolkit.megatron.model import build_model
+from toolkit.megatron.model import accepted, build_model
 from toolkit.megatron.sharding import sharding_metadata
 
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
@@ -77,7 +77,7 @@ def read_weights(network: GPTModel, folder: Path, model: TrainedModel) -> torch.
         raise ToolkitError(
             f"the checkpoint can't be read: {error}",
             where=str(folder),
-            hint="it may be incomplete or damaged; an earlier iteration may be whole",
+            hint="its files are incomplete or damaged",
         ) from error
     own = parameters(network)
     for name in state:
@@ -93,9 +93,11 @@ def write_weights(network: GPTModel, folder: Path, dtype: torch.dtype) -> None:
     """
     network.to(dtype)
     metadata = sharding_metadata()
-    stored = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
     state = _tensors(network.sharded_state_dict(metadata=metadata))
-    dist_checkpointing.save(state, str(folder), content_metadata=stored)
+    del metadata["dp_cp_group"]  # a process group can't be stored
+    # 0.17 to 0.19 would hand the writing to a package of NVIDIA's that need not be there.
+    options = accepted(dist_checkpointing.save, async_strategy="mcore")
+    dist_checkpointing.save(state, str(folder), content_metadata=metadata, **options)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:

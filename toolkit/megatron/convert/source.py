@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from toolkit.errors import ToolkitError
+from toolkit.megatron import checkpoint
 from toolkit.megatron.config import TrainedModel
 
-TRACKER = "latest_checkpointed_iteration.txt"
-MODEL = "model.json"
 TOKENIZER = "tokenizer"
 
 
@@ -22,51 +19,24 @@ class Source:
     folder: Path
     """The iteration's own folder, ``iter_0000200``."""
     iteration: int
-    """0 for Megatron-LM's ``release``."""
     model: TrainedModel
     tokenizer: Path
 
 
-def open_checkpoint(folder: Path, iteration: int | None) -> Source:
-    """The latest iteration of the checkpoint in ``folder``, or the given one.
+def open_checkpoint(root: Path, iteration: int | None) -> Source:
+    """The latest iteration of the checkpoint in ``root``, or the given one.
 
     Raises:
-        ToolkitError: a part is missing or not readable, or no such iteration.
+        ToolkitError: a part is missing or damaged, or there is no such iteration.
     """
-    name = f"iter_{iteration:07d}" if iteration is not None else _latest(folder)
-    if not (folder / name).is_dir():
-        found = ", ".join(sorted(p.name for p in folder.glob("iter_*"))) or "no iteration at all"
-        raise ToolkitError(f"no iteration {name} here", where=str(folder), hint=f"there is {found}")
-    return Source(
-        folder=folder / name,
-        iteration=0 if name == "release" else int(name.removeprefix("iter_")),
-        model=_model(folder / MODEL),
-        tokenizer=folder / TOKENIZER,
-    )
-
-
-def _latest(folder: Path) -> str:
-    tracker = folder / TRACKER
-    try:
-        text = tracker.read_text(encoding="utf-8").strip()
-    except OSError as error:
+    model = checkpoint.read_model(root)
+    wanted = checkpoint.latest_iteration(root) if iteration is None else iteration
+    folder = checkpoint.iteration_folder(root, wanted)
+    if not folder.is_dir():
+        there = ", ".join(map(str, checkpoint.iterations(root))) or "none"
         raise ToolkitError(
-            f"can't read which iteration is the latest: {error.strerror}", where=str(tracker)
-        ) from error
-    if text != "release" and not text.isdecimal():
-        raise ToolkitError(f"{text!r} is no iteration", where=str(tracker))
-    return text if text == "release" else f"iter_{int(text):07d}"
-
-
-def _model(path: Path) -> TrainedModel:
-    try:
-        return TrainedModel.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ToolkitError(
-            f"can't read the model's shape: {error.strerror}",
-            where=str(path),
-            hint="pretrain writes this file; beside a checkpoint made elsewhere, write the keys "
-            "of a pipeline's model: section into it, with vocab_size and padded_vocab_size",
-        ) from error
-    except ValidationError as error:
-        raise ToolkitError(f"not the description of a model: {error}", where=str(path)) from error
+            f"no iteration {wanted} in this checkpoint", where=str(root), hint=f"there: {there}"
+        )
+    if (folder / checkpoint.FILES).is_file() and (wrong := checkpoint.damage(folder)):
+        raise ToolkitError(f"the checkpoint is damaged: {wrong}", where=str(folder))
+    return Source(folder, wanted, model, root / TOKENIZER)

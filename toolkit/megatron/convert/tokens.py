@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from toolkit.data.config import EOD_TOKEN
@@ -79,7 +80,13 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     answer = "ANSWER"
     turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise ToolkitError(
+            f"the chat template can't write a question and its answer: {error}",
+            where=tokenizer.name_or_path,
+        ) from error
     rest = tokenizer.encode(str(text).rpartition(answer)[2].lstrip(), add_special_tokens=False)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return rest[0] if rest and rest[0] in special else None
