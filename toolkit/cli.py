@@ -113,7 +113,7 @@ def run(
     with locked(folder, "run"):
         work = plan_run(loaded, folder, only=only or (), fresh=fresh)
         write_run(loaded, work)
-        with RunView(console) as view:
+        with RunView(console, work.tasks) as view:
             code = execute(work, view)
         _show_results(console, folder)
     if code != ExitCode.OK:

@@ -104,8 +104,10 @@ def short(number: float) -> str:
 class RunView:
     """Shows a run: one line per stage, and under them what the running stage is doing."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
         self._console = console
+        self._names = max((len(t.name) for t in tasks), default=0)
+        self._kinds = max((len(t.config.kind) for t in tasks), default=0)
         self._spinner: Spinner | None = None
         self._since = 0.0
         self._printed = 0.0
@@ -170,13 +172,15 @@ class RunView:
             self._console.print(f"  │ {escape(line)}", style="dim", soft_wrap=True)
 
     def _line(self, status: str, task: Task, text: str) -> None:
-        name, kind = f"{task.name:<16}", f"{task.config.kind:<16}"
-        self._console.print(f"{MARKS[status]} {name} [dim]{kind}[/] {text}", soft_wrap=True)
+        self._console.print(f"{MARKS[status]} {self._title(task)}  {text}", soft_wrap=True)
+
+    def _title(self, task: Task) -> str:
+        return f"{task.name:<{self._names}}  [dim]{task.config.kind:<{self._kinds}}[/]"
 
     def _label(self, task: Task, record: Mapping[str, Any] | None) -> str:
         text = escape(progress_text(record)) if record else "starting"
         elapsed = duration(time.monotonic() - self._since)
-        return f"{task.name:<16} [dim]{task.config.kind:<16}[/] {text}  [dim]{elapsed}[/]"
+        return f"{self._title(task)}  {text}  [dim]{elapsed}[/]"
 
     def _stop(self) -> None:
         if self._spinner is not None:
