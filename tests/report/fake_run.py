@@ -237,11 +237,11 @@ def pretrain_rows() -> list[dict]:
             "step": step,
             "time": 1_772_000_000 + step * 0.6,
             "loss": loss + (1.4 if step == 88 else 0),
-            "learning_rate": rate,
+            "lr": rate,
             "grad_norm": 0.4 + 2.5 * math.exp(-step / 20) + abs(noise.gauss(0, 0.08)),
             "tokens_per_second": 3400 + noise.gauss(0, 140) - (900 if step % 50 == 0 else 0),
             "seconds_per_step": 0.6 + noise.gauss(0, 0.02),
-            "tflops": 0.071 + noise.gauss(0, 0.002),
+            "tflops_per_second": 0.071 + noise.gauss(0, 0.002),
             "memory_gib": 0.81,
         }
         if step == 140:

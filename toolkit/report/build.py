@@ -115,7 +115,8 @@ def _environment() -> Environment:
         "written": facts.written,
     }
     environment.globals |= {
-        "facts": _facts,
+        "facts": lambda stage: [fact for _, fact in _facts(stage)],
+        "split_facts": lambda stage: facts.split(_facts(stage)),
         "read_parts": facts.read_parts,
         "score": written,
         "arrow": arrow,
@@ -218,7 +219,7 @@ def _significant(row: Row, index: int) -> str:
     return "better" if (change.value < 0) == (row.better == "lower") else "worse"
 
 
-def _facts(stage: StageView) -> list[facts.Fact]:
+def _facts(stage: StageView) -> list[tuple[str, facts.Fact]]:
     """What the stage says of its artifact, but for what the page shows in other ways."""
     counted = facts.read_parts(stage.info)
     shown = {f"counts.{part.label}" for part in counted} | ({"counts.read"} if counted else set())

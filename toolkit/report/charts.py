@@ -18,8 +18,8 @@ BUCKETS = 160
 """A longer series is drawn by the lowest and highest point of each of so many stretches."""
 LOG_FROM = 50.0
 """Highest over lowest value from which an axis that may be logarithmic is."""
-FEW = 24
-"""Points up to which each gets a dot."""
+FEW, DENSE = 24, 120
+"""Points up to which each gets a dot, and above which a line is drawn thin."""
 
 Point = tuple[float, float | None]
 
@@ -56,6 +56,8 @@ class Line:
     """Its last value, for the legend."""
     points: tuple[tuple[float, float, str, str], ...]
     """x and y on the drawing, and step and value as text: what the cursor reads."""
+    dense: bool
+    """Whether it has so many points that it is drawn thin."""
     missing: tuple[float, ...]
     """Where values were not finite, on the drawing."""
 
@@ -145,6 +147,7 @@ def _line(label: str, points: Sequence[Point], x: Scale, y: Scale) -> Line:
         dots=tuple((round(px, 1), round(py, 1)) for px, py, _, _ in finite) if few else (),
         last=number(finite[-1][3]) if finite else "not finite",
         points=tuple((round(px, 1), round(py, 1), f"{s:,g}", number(v)) for px, py, s, v in finite),
+        dense=len(points) > DENSE,
         missing=tuple(round(px, 1) for px, py, _, _ in drawn if py is None),
     )
 

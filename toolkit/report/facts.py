@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,19 @@ class Part:
     """Of 1."""
 
 
-def facts(info: Mapping[str, Any], skip: frozenset[str] = frozenset()) -> list[Fact]:
-    """Every plain value of ``info``, nested ones under their own key; nothing empty."""
+def facts(info: Mapping[str, Any], skip: frozenset[str] = frozenset()) -> list[tuple[str, Fact]]:
+    """Every plain value of ``info`` with its dotted key; nothing empty."""
     return [
-        fact
+        (key, fact)
         for key, value in flat(info)
         if key not in skip and key.partition(".")[0] not in skip and (fact := _fact(key, value))
     ]
+
+
+def split(found: Sequence[tuple[str, Fact]]) -> tuple[list[Fact], list[Fact]]:
+    """What stands at the top of ``info``, and what is nested below."""
+    top = [fact for key, fact in found if "." not in key]
+    return top, [fact for key, fact in found if "." in key]
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

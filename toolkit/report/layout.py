@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.report.read import mapping
+
 SHOWN = 8
 """Copies of the model drawn at most; the rest are counted."""
 
@@ -97,7 +99,8 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """The batch arithmetic, as far as it is known."""
     micro, whole = settings.get("micro_batch_size"), settings.get("global_batch_size")
-    count, length = layout.get("num_microbatches"), settings.get("seq_length")
+    longest = mapping(settings.get("model")).get("max_position_embeddings")
+    count, length = layout.get("num_microbatches"), settings.get("seq_length") or longest
     found = []
     if all(isinstance(n, int) for n in (micro, whole, count)):
         arithmetic = f"{micro} × {data} × {count} = {whole} sequences"

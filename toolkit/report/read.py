@@ -27,7 +27,7 @@ from toolkit.tracking import read_metrics
 PENDING, RUNNING, COMPLETE = "pending", "running", "complete"
 FAILED, INTERRUPTED = "failed", "interrupted"
 WORST_FIRST = (FAILED, INTERRUPTED, RUNNING, PENDING, COMPLETE)
-TAIL_LINES, TAIL_BYTES = 15, 16_384
+TAIL_LINES, TAIL_BYTES = 20, 16_384
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class StageView:
     metrics: tuple[Mapping[str, Any], ...] = ()
     parents: tuple[str, ...] = ()
     """Names of the stages whose artifacts it takes."""
+    references: tuple[str, ...] = ()
+    """All that it takes, as the settings name it: stages, paths, ``sample:`` names."""
     log_tail: str = ""
     """The last lines of its log, of a stage that failed."""
     problems: tuple[str, ...] = ()
@@ -154,7 +156,7 @@ def _read_stage(folder: Path, planned: Mapping[str, Any], names: list[str]) -> S
     kind = str(stage.get("kind") or planned.get("kind") or "?")
     config = mapping(stage.get("config")) or planned
     inputs = {k: mapping(v) for k, v in mapping(stage.get("inputs")).items()}
-    needed = inputs or _references(kind, config)
+    needed = tuple(dict.fromkeys([*inputs, *_references(kind, config)]))
     return StageView(
         name=folder.name,
         kind=kind,
@@ -164,8 +166,9 @@ def _read_stage(folder: Path, planned: Mapping[str, Any], names: list[str]) -> S
         state=state,
         manifest=manifest,
         metrics=tuple(read_metrics(folder)),
-        parents=tuple(n for n in dict.fromkeys(needed) if n in names and n != folder.name),
-        log_tail=_tail(folder / "logs") if state.status in (FAILED, INTERRUPTED) else "",
+        parents=tuple(n for n in needed if n in names and n != folder.name),
+        references=needed,
+        log_tail=_tail(folder) if state.status in (FAILED, INTERRUPTED) else "",
         problems=tuple(p for p in (problem, state_problem, manifest_problem) if p),
     )
 
@@ -178,7 +181,7 @@ def _read_state(folder: Path) -> tuple[StageState, str]:
 
 
 def _references(kind: str, config: Mapping[str, Any]) -> list[str]:
-    """What a stage's settings name, before it started and its inputs were written."""
+    """What a stage's settings name, in their order."""
     known = stage_kinds().get(kind)
     if known is None:
         return []
@@ -201,14 +204,15 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str]:
     return mapping(found), ""
 
 
-def _tail(logs: Path) -> str:
-    """The last lines of the newest log, without its progress bars' carriage returns."""
-    files = [p for p in logs.glob("*") if p.is_file()] if logs.is_dir() else []
-    if not files:
+def _tail(folder: Path) -> str:
+    """The last lines of the failed rank's log, or of the newest one; no progress bars."""
+    logs = {path.stem: path for path in (folder / "logs").glob("*") if path.is_file()}
+    failed = [logs[path.stem] for path in folder.glob("errors/*.json") if path.stem in logs]
+    if not logs:
         return ""
-    newest = max(files, key=lambda p: p.stat().st_mtime)
+    newest = min(failed or logs.values(), key=lambda path: -path.stat().st_mtime)
     with newest.open("rb") as stream:
         stream.seek(max(0, newest.stat().st_size - TAIL_BYTES))
         text = stream.read().decode("utf-8", errors="replace")
-    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.rstrip().split("\n")]
-    return "\n".join(lines[-TAIL_LINES:])
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
