@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from toolkit.cli import app
+from toolkit.pipeline.source import read_yaml
 from toolkit.pipeline.state import locked
 
 TOOLKIT = (sys.executable, "-c", "from toolkit.cli import main; main()")
@@ -93,14 +94,12 @@ def test_check_loads_no_heavy_library(file: Path) -> None:
 
 def test_the_schema_accepts_what_is_shipped_and_refuses_a_typo() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    import yaml
-
     code, output = invoke("schema")
     assert code == 0
     schema = json.loads(output)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    pipeline = yaml.safe_load((ROOT / "configs" / "mini.yaml").read_text())
+    pipeline = read_yaml(ROOT / "configs" / "mini.yaml").data
     assert list(validator.iter_errors(pipeline)) == []
     pipeline["stages"]["base"]["train_itres"] = 5
     (error,) = validator.iter_errors(pipeline)
