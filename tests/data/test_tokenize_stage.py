@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from toolkit.artifacts import Artifact, read_artifact, sha256
@@ -276,6 +277,40 @@ def test_a_tokenizer_of_another_program(make: Make, tmp_path: Path, eos: Any) ->
     assert not built.path("tokenizer", "model.safetensors").exists()
 
 
+def sentence_piece(folder: Path, kind: str) -> Path:
+    """A folder that has a SentencePiece model and no ``tokenizer.json``, called a Llama's."""
+    target = folder / kind
+    target.mkdir()
+    SentencePieceTrainer.train(
+        sentence_iterator=(row["text"].replace("\n", " ") for row in read_sample("python-docs")),
+        model_prefix=str(target / "tokenizer"),
+        model_type=kind,
+        vocab_size=600,
+        input_sentence_size=2000,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (target / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+    return target
+
+
+def test_a_sentencepiece_model_is_converted(make: Make, tmp_path: Path) -> None:
+    folder = sentence_piece(tmp_path, "bpe")
+    built = make(jsonl(tmp_path / "a.jsonl", "Return the value."), tokenizer=folder)
+    original = SentencePieceProcessor(str(folder / "tokenizer.model"))
+    expected = [*original.encode("Return the value."), original.eos_id()]
+    assert IndexedReader(built.path("text_document"))[0].tolist() == expected
+
+
+def test_a_sentencepiece_model_that_converts_wrongly_is_refused(make: Make, tmp_path: Path) -> None:
+    folder = sentence_piece(tmp_path, "unigram")
+    with pytest.raises(DataError, match=r"tokenizer\.model: converted .* encodes 'The quick"):
+        make(jsonl(tmp_path / "a.jsonl", "one"), tokenizer=folder)
+
+
 def test_another_token_may_end_documents(make: Make, tmp_path: Path) -> None:
     built = make(jsonl(tmp_path / "a.jsonl", "one"), eod_token="<|pad|>")
     assert texts_of(built) == ["one<|pad|>"]
@@ -299,9 +334,13 @@ def test_a_missing_end_token(
 
 def test_a_tokenizer_that_can_not_be_read(make: Make, tmp_path: Path) -> None:
     folder = foreign(tmp_path, word_piece(), eos_token="[SEP]")
-    (folder / "tokenizer.json").write_text('{"model": ')
-    with pytest.raises(DataError, match=r"tokenizer\.json: not a readable tokenizer"):
-        make(jsonl(tmp_path / "a.jsonl", "one"), tokenizer=folder)
+    for name, message in (
+        ("tokenizer_config.json", r"tokenizer_config\.json: invalid JSON"),
+        ("tokenizer.json", r"tokenizer\.json: not a readable tokenizer"),
+    ):
+        (folder / name).write_text('{"model": ')
+        with pytest.raises(DataError, match=message):
+            make(jsonl(tmp_path / "a.jsonl", "one"), tokenizer=folder)
 
 
 def test_vocabularies_with_gaps_and_above_u16(make: Make, tmp_path: Path) -> None:

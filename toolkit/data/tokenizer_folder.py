@@ -29,6 +29,8 @@ CARRIED = (
     "tokenizer.model",
 )
 """The files that make a tokenizer; of a model's folder these alone are copied."""
+PLAIN_TEXTS = ("The quick brown fox jumps over 13 lazy dogs, again.", "One line\nand another")
+"""What a converted tokenizer must encode as the original does."""
 TEMPLATES = Path(__file__).parent / "chat_templates"
 
 
@@ -68,8 +70,7 @@ class TokenizerFolder:
         """The ``eos_token`` of the folder's configuration."""
         for name in (TOKENIZER_CONFIG, "special_tokens_map.json"):
             path = self.folder / name
-            settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            found = settings.get("eos_token")
+            found = _read_json(path).get("eos_token") if path.is_file() else None
             if found is not None:
                 return str(found["content"] if isinstance(found, dict) else found)
         return None
@@ -121,8 +122,8 @@ def open_tokenizer(folder: Path) -> TokenizerFolder:
         DataError: ``tokenizers`` can't read it.
     """
     path = folder / TOKENIZER_JSON
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:
         # tokenizers raises plain Exception for whatever it can't parse
@@ -130,7 +131,22 @@ def open_tokenizer(folder: Path) -> TokenizerFolder:
     return TokenizerFolder(folder, text, vocabulary)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"invalid JSON: {error}", where=str(path)) from error
+    if not isinstance(found, dict):
+        raise DataError("not a JSON object", where=str(path))
+    return found
+
+
 def _convert(source: Path, target: Path) -> None:
+    """Let transformers make a ``tokenizer.json``, and refuse one that encodes plain text wrongly.
+
+    It takes the class that the folder names on trust: a unigram model called ``LlamaTokenizer``
+    becomes a BPE that gives other tokens than the model was trained on.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -142,3 +158,20 @@ def _convert(source: Path, target: Path) -> None:
             f"the tokenizer has no {TOKENIZER_JSON} and can't be converted to one",
             where=str(source),
         )
+    for model in sorted(source.glob("*.model")):
+        _compare(model, target / TOKENIZER_JSON)
+
+
+def _compare(model: Path, converted: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    original, tokenizer = SentencePieceProcessor(str(model)), Tokenizer.from_file(str(converted))
+    for text in PLAIN_TEXTS:
+        expected = original.encode(text)
+        found = tokenizer.encode(text, add_special_tokens=False).ids
+        if found != expected:
+            raise DataError(
+                f"converted to {TOKENIZER_JSON} it encodes {text!r} as {found}, not {expected}",
+                where=str(model),
+                hint=f"put a {TOKENIZER_JSON} beside it, made by the program that trained it",
+            )
