@@ -59,10 +59,10 @@ install: $(STAMP) ## Make .venv with everything in it (the targets above do this
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { \
 		echo "No Python that fits: 3.11, 3.12 or 3.13 with its venv module is needed." >&2; \
-		echo "python3 here is: $$(python3 --version 2>&1)" >&2; \
+		echo "Here is: $$(command -v python3 > /dev/null && python3 --version || echo no python3)" >&2; \
 		echo "On Debian and Ubuntu: apt-get install python3 python3-venv; or name one: make PYTHON=..." >&2; \
 		exit 1; }
-	@test -x $(BIN)/python || { \
+	@test -x $(BIN)/pip || { \
 		echo "Making $(VENV) with $$($(PYTHON) --version)"; \
 		$(PYTHON) -c '$(SUITABLE)' && $(PYTHON) -m venv $(VENV) || { \
 			rm -rf $(VENV); \
