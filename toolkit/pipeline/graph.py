@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.artifacts import read_artifact
-from toolkit.data.samples import SAMPLES
+from toolkit.data.samples import HELD_OUT, SAMPLES
 from toolkit.errors import Problem, ToolkitError
 from toolkit.pipeline.problems import nearest
 from toolkit.pipeline.source import COMMAND_LINE, Key, Source
 from toolkit.stage import SAMPLE_PREFIX, Reference, StageConfig, references
-
-HELD_OUT = "/held-out"
 
 
 @dataclass
