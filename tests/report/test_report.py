@@ -193,6 +193,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         build_report(tmp_path / "gone")
 
 
+def test_blank_lines_are_counted_instead_of_shown(run_dir: Path) -> None:
+    texts = [("a\n\nb\n\n\n\n \n\nc\n\n\n", "base-hf"), ("\n\n", "chat")]
+    rows = [Written("say", model, text, 9, "stop", True) for text, model in texts]
+    write_generations(run_dir / "scores" / "artifact", rows)
+    page = read(build_report(run_dir))
+    assert "a\n\nb\n⋮ 6 line breaks\nc" in page.text
+    assert "(no visible text)" in page.text
+
+
 def test_the_same_run_makes_the_same_page(run_dir: Path) -> None:
     def page() -> str:
         text = build_report(run_dir).read_text()

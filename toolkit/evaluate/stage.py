@@ -215,7 +215,7 @@ class Evaluation:
     def _show(self, share: float) -> None:
         """Progress, with the share of the present unit that is done."""
         total = sum(len(self._units(c)) for c in self.contestants)
-        self.context.progress(self._done + share, total, unit="measures", **self._now)
+        self.context.progress(round(self._done + share, 1), total, unit="measures", **self._now)
 
 
 def contestants(config: EvaluateConfig, context: StageContext) -> Iterator[Contestant]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ HERE = Path(__file__).resolve().parent
 DATA_TYPES = ("tokenizer", "dataset")
 NOT_FACTS = frozenset({"layout", "scores", "sources"})
 """Keys of ``info`` that have a place of their own on the page."""
+NEWLINE = "\n"
+BLANKS = re.compile(r"\n(?:[^\S\n]*\n){3,}")
+"""More than two blank lines in a row, as small models write by the dozen."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def _environment() -> Environment:
         "moment": _moment,
         "yaml": _yaml,
         "ellipsis": _ellipsis,
+        "generated": _generated,
         "written": facts.written,
     }
     environment.globals |= {
@@ -246,3 +251,8 @@ def _yaml(value: Any) -> str:
 
 def _ellipsis(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _generated(text: str) -> str:
+    """A generation without the blank lines at its end, and with long runs of them counted."""
+    return BLANKS.sub(lambda run: f"\n⋮ {run[0].count(NEWLINE)} line breaks\n", text.rstrip())
