@@ -60,16 +60,32 @@ QUICK: dict[str, Any] = {
     "distributed_timeout_minutes": 1,
 }
 SEQUENCE = """
-import os, sys
+import importlib, itertools, os, signal, sys
 from toolkit.worker import main
+
+def die_before(module, name, call):
+    function, calls = getattr(module, name), itertools.count(1)
+    def mortal(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    setattr(module, name, mortal)
+
 if __name__ == "__main__":
+    fault = os.environ.get("DIE_BEFORE")
+    if fault and os.environ["RANK"] == "0":
+        module, name, call = fault.split(":")
+        die_before(importlib.import_module(module), name, int(call))
     codes = []
     for argument in sys.argv[1:]:
         folder, _, os.environ["MASTER_PORT"] = argument.rpartition("@")
         codes.append(main([folder]))
     sys.exit(max(codes))
 """
-"""Runs one stage after another in one process: the imports cost more than the training."""
+"""Runs one stage after another in one process: the imports cost more than the training.
+
+``DIE_BEFORE=module:function:2`` has rank 0 kill itself before the second call of a function.
+"""
 
 
 def make_tokenizer(folder: Path, size: int = VOCAB) -> Path:
@@ -170,6 +186,7 @@ class Ranks:
     def __init__(self, stages: Sequence[Stage]) -> None:
         world_size = stages[0].config.world_size()
         assert all(s.config.world_size() == world_size for s in stages)
+        self.stages = stages
         arguments = [f"{s.folder}@{free_port()}" for s in stages]
         self.processes = [
             self._start(stages[0], rank, world_size, arguments) for rank in range(world_size)
@@ -211,7 +228,7 @@ class Ranks:
         """Poll until ``happened`` is true, while the ranks run."""
         deadline = time.monotonic() + seconds
         while not happened():
-            assert all(p.poll() is None for p in self.processes), "a rank ended too soon"
+            assert all(p.poll() is None for p in self.processes), self.stages[0].log()[-4000:]
             assert time.monotonic() < deadline, "nothing happened in time"
             time.sleep(0.005)
 

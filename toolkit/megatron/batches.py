@@ -86,7 +86,8 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        persistent_workers=False,
+        # The loader draws a seed for its workers; not from the generator that dropout draws from.
+        generator=torch.Generator(),
     )
     for tensors in loader:
         yield Batch(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random as mcore_random
 from torch import Tensor
 from torch.utils._device import _device_constructors
@@ -98,6 +100,23 @@ def _set_rng_state(state: Tensor, device: object = None, graph_safe: bool = Fals
     torch.set_rng_state(state)
 
 
+_set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+_load_state_dict = DistributedOptimizer.load_state_dict
+
+
+def _set_states_but_the_step(
+    optimizer: DistributedOptimizer, weight: Tensor, tensors: dict[str, Tensor]
+) -> None:
+    own = optimizer._get_main_param_and_optimizer_states(weight)
+    _set_states(optimizer, weight, {"step": own["step"], **tensors})
+
+
+def _load_with_a_step_each(optimizer: DistributedOptimizer, state: dict[str, Any]) -> None:
+    _load_state_dict(optimizer, state)
+    for own in optimizer.optimizer.state.values():
+        own["step"] = own["step"].clone()
+
+
 FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "ones_like", "tensor", "zeros")
 
 REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
@@ -119,6 +138,11 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (mcore_random, "_get_cuda_rng_state", _get_rng_state),
     (mcore_random, "_set_cuda_rng_state", _set_rng_state),
     (mcore_random, "CudaRNGStatesTracker", CpuRNGStatesTracker),
+    # Without TransformerEngine the optimizer is torch's AdamW, which has its steps in a tensor for
+    # each weight. Loading looks for it among the sharded tensors, where it is not; and gives all
+    # weights one tensor, which would then count the step of every one of them.
+    (DistributedOptimizer, "_set_main_param_and_optimizer_states", _set_states_but_the_step),
+    (DistributedOptimizer, "load_state_dict", _load_with_a_step_each),
 )
 """What ``install`` replaces: (module or class, name, replacement)."""
 
@@ -132,3 +156,5 @@ def install() -> None:
     _device_constructors()
     for module, name, replacement in REPLACEMENTS:
         setattr(module, name, replacement)
+    # What megatron-core warns of at run time is how to make GPUs faster.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 USED = ("train", "valid")
 COMPLETE = "complete"
-NO_PADDING = -1
-"""No id of the vocabulary: with the EOS as padding, the model would never learn to stop."""
+NO_PADDING, NO_EOD = -1, -2
+"""No ids of the vocabulary: with the EOS as padding, the model would never learn to stop."""
 
 
 class Vocabulary:
@@ -34,7 +34,7 @@ class Vocabulary:
     def __init__(self, size: int) -> None:
         self.vocab_size = size
         self.pad = NO_PADDING
-        self.eod = NO_PADDING
+        self.eod = NO_EOD
         self.unique_identifiers = {"class": "Vocabulary", "vocab_size": size}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
     ChainedOptimizer,
@@ -14,6 +15,7 @@ from megatron.core.optimizer import (
     get_megatron_optimizer,
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import distributed
 
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.model import DTYPES
@@ -55,7 +57,24 @@ def build_optimizer(
         return norm
 
     optimizer.get_grad_norm = finite_norm
+    _allocate_state(optimizer)
     return optimizer
+
+
+def _allocate_state(optimizer: ChainedOptimizer) -> None:
+    """Give torch's AdamW the state it would make itself at its first step.
+
+    Megatron reads the state's step when it saves or loads, even before the first one. The fused
+    Adam of a GPU counts steps elsewhere.
+    """
+    for part in optimizer.chained_optimizers:
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for weight in part.get_parameters():
+                part.optimizer.state[weight] |= {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
 
 
 def build_scheduler(config: PretrainConfig, optimizer: ChainedOptimizer) -> OptimizerParamScheduler:
@@ -88,9 +107,6 @@ def learning_rate(optimizer: ChainedOptimizer) -> float:
 
 def count_parameters(chunks: Sequence[torch.nn.Module], device: torch.device) -> int:
     """Weights of the whole model: each once, however it is sharded, replicated or tied."""
-    from megatron.core import parallel_state
-    from torch import distributed
-
     own = 0
     for chunk in chunks:
         for parameter in chunk.parameters():
