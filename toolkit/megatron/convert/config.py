@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from toolkit.artifacts import ArtifactType
-from toolkit.stage import Reference, StageConfig, StageKind
+from toolkit.stage import Operational, Reference, StageConfig, StageKind
 
 UNITS = {"MB": 10**6, "GB": 10**9}
 
@@ -15,13 +15,13 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 class ConvertConfig(StageConfig):
     """What both directions share: the gate's settings."""
 
-    tolerance: float = Field(
+    tolerance: Annotated[float, Operational()] = Field(
         default=1e-4,
         gt=0,
         description="Largest difference between the logits of both models, computed in float32 "
         "on the same weights, that may be published.",
     )
-    compare_tokens: int = Field(
+    compare_tokens: Annotated[int, Operational()] = Field(
         default=4096,
         ge=2,
         description="Length of the longest sequence that the gate compares; the model's own "
