@@ -46,6 +46,11 @@ def test_an_adapter_is_merged_onto_the_base_it_names(tmp_path: Path, base: Path)
     assert model.state_dict().keys() == load_model(base).state_dict().keys()
 
 
+def test_a_merged_model_can_be_trained_again(tmp_path: Path, base: Path) -> None:
+    model = load_model(make_adapter(tmp_path / "adapter", base))
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
 def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path: Path, base: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", base)
     assert load_tokenizer(adapter).get_vocab() == make_tokenizer().get_vocab()

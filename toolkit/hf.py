@@ -105,9 +105,11 @@ def merge(applied: PeftModel, folder: Path) -> PreTrainedModel:
         ToolkitError: a variant that PEFT can't merge, or weights that are not finite.
     """
     try:
-        return applied.merge_and_unload(safe_merge=True)
+        merged = applied.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:
         raise ToolkitError(f"PEFT can't merge this adapter: {error}", where=str(folder)) from error
+    merged.requires_grad_(True)  # PEFT froze the base; what is dense again may be trained again
+    return merged
 
 
 def base_folder(folder: Path) -> Path:
