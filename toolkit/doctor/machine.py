@@ -55,7 +55,7 @@ def check_memory(torch: Torch) -> Iterator[Finding]:
     total, free = memory()
     detail = f"{free / GIB:.1f} GiB available of {total / GIB:.1f}"
     if free < 6 * GIB:
-        yield Finding("memory", "warn", detail, "configs/mini.yaml may need up to 6 GiB")
+        yield Finding("memory", "warn", detail, "configs/mini.yaml is meant to fit into 6 GiB")
     else:
         yield Finding("memory", "ok", detail)
 
