@@ -1,6 +1,8 @@
+import errno
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -362,6 +364,36 @@ def test_a_loss_that_is_not_finite_ends_the_stage(tune: Callable[..., Any], tmp_
     model.save_pretrained(broken)
     with pytest.raises(StageError, match="the loss is nan at step 1"):
         tune("chat", model=broken, eval_fraction=0.0)
+
+
+@pytest.mark.parametrize("limit", [100_000, 250_000], ids=["weights", "optimizer"])
+def test_a_full_disk_is_told_and_leaves_nothing_half_made(
+    tune: Callable[..., Any], tmp_path: Path, limit: int
+) -> None:
+    """A limit on the size of files fails in the same places."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            tune("chat", max_steps=1, learning_rate=1e-3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.ENOSPC
+    folder = tmp_path / "run" / "chat"
+    assert not (folder / "artifact").exists()
+    assert checkpoints.latest(folder / "work") is None
+    assert tune("chat", max_steps=1, learning_rate=1e-3).info["steps"] == 1
+
+
+def test_mixed_precision_and_recomputation_as_on_a_gpu(tune: Callable[..., Any]) -> None:
+    values = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 20}
+    artifact = tune("chat", peft=LORA, **values)
+    held = artifact.info["held_out"]
+    assert held["after"]["loss"] < held["before"]["loss"] - 1
+    assert {tensor.dtype for tensor in weights(artifact.folder).values()} == {torch.float32}
+    exact = tune("exact", peft=LORA, max_steps=20).info["held_out"]
+    assert held["after"]["loss"] == pytest.approx(exact["after"]["loss"], abs=0.3)
+    assert held["before"]["loss"] != exact["before"]["loss"]
 
 
 RESUMED = {"save_steps": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}

@@ -1,4 +1,4 @@
-"""What ``toolkit/posttrain/trainer.py`` and ``chat_tokens.py`` rely on, of TRL and transformers.
+"""What ``trainer.py``, ``loop.py`` and ``chat_tokens.py`` rely on, of TRL and transformers.
 
 When an upgrade breaks one of these, it says which part of the seam has to change.
 """
@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from toolkit.posttrain import loop
 from toolkit.posttrain import trainer as seam
 from toolkit.posttrain.config import DPO_LOSSES, DpoConfig, SftConfig
 
@@ -53,8 +54,8 @@ def test_the_methods_that_are_replaced_are_still_called() -> None:
 
 
 def test_callbacks_have_the_events_in_use() -> None:
-    for event in ("on_step_end", "on_log", "on_save"):
-        assert getattr(seam.StageCallback, event) is not getattr(TrainerCallback, event)
+    for event in ("on_step_end", "on_log", "on_save", "on_evaluate"):
+        assert getattr(loop.StageCallback, event) is not getattr(TrainerCallback, event)
     source = inspect.getsource(Trainer)
     save = source.index("self._save_checkpoint(model, trial)")
     assert source.index("self.callback_handler.on_save(", save) > save

@@ -23,18 +23,9 @@ from toolkit.data.conversations import Tally, read_preferences
 from toolkit.posttrain.account import Counts, log_account, require_learnable
 from toolkit.posttrain.collapse import CollapseAlarm
 from toolkit.posttrain.config import DpoConfig
+from toolkit.posttrain.loop import Metrics, StageCallback, before_training, evaluate, train
 from toolkit.posttrain.rows import Account, Row, Rows, stored_rows
-from toolkit.posttrain.trainer import (
-    Dpo,
-    Metrics,
-    StageCallback,
-    before_training,
-    dpo_arguments,
-    evaluate,
-    make_trainer,
-    quiet_libraries,
-    train,
-)
+from toolkit.posttrain.trainer import Dpo, dpo_arguments, make_trainer, quiet_libraries
 from toolkit.posttrain.tuning import (
     Start,
     load_reference,

@@ -14,6 +14,7 @@ from toolkit.context import StageContext
 from toolkit.errors import StageError
 from toolkit.hf import adapter_config, load_adapter, load_model, load_tokenizer, merge
 from toolkit.posttrain.config import MergeConfig
+from toolkit.posttrain.loop import full_disk_is_told
 from toolkit.posttrain.trainer import quiet_libraries
 from toolkit.posttrain.tuning import dense_dtype
 
@@ -41,7 +42,8 @@ def run(config: MergeConfig, context: StageContext) -> Artifact:
     wanted = probe(applied)
     built = context.building()
     merged = merge(applied, folder)
-    merged.to(dtype).save_pretrained(built)
+    with full_disk_is_told(built):
+        merged.to(dtype).save_pretrained(built)
     load_tokenizer(folder).save_pretrained(built)
     del applied, merged
     difference = require_same_logits(built, wanted, tolerance)

@@ -17,18 +17,9 @@ from toolkit.data.conversations import Conversation, Tally, read_conversations
 from toolkit.errors import StageError
 from toolkit.posttrain.account import Counts, log_account, require_learnable
 from toolkit.posttrain.config import SftConfig
+from toolkit.posttrain.loop import StageCallback, before_training, evaluate, train
 from toolkit.posttrain.rows import Account, Row, Rows, stored_rows
-from toolkit.posttrain.trainer import (
-    Sft,
-    StageCallback,
-    before_training,
-    evaluate,
-    make_trainer,
-    pack,
-    quiet_libraries,
-    sft_arguments,
-    train,
-)
+from toolkit.posttrain.trainer import Sft, make_trainer, pack, quiet_libraries, sft_arguments
 from toolkit.posttrain.tuning import (
     Start,
     load_start,

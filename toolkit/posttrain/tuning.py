@@ -17,10 +17,11 @@ from toolkit.context import StageContext
 from toolkit.data.chat_tokens import ChatTokenizer
 from toolkit.errors import ToolkitError
 from toolkit.hf import base_folder, load_model, load_tokenizer
+from toolkit.posttrain.loop import Metrics, full_disk_is_told
 from toolkit.posttrain.rows import Rows, held_out_count, split_off
 from toolkit.posttrain.settings import DEFAULT_MAX_LENGTH, TunedConfig
 from toolkit.posttrain.templates import Template, choose_template
-from toolkit.posttrain.trainer import Metrics, uses_bf16
+from toolkit.posttrain.trainer import uses_bf16
 from toolkit.stage import SAMPLE_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -160,15 +161,12 @@ def publish(
     model = trainer.accelerator.unwrap_model(trainer.model)
     generation = start.model.generation_config
     generation.eos_token_id = _stops(generation.eos_token_id, ends)
-    if config.peft is None:
-        model.to(start.dtype).save_pretrained(built)
-    else:
-        adapter = model.peft_config["default"]
-        adapter.base_model_name_or_path = str(start.folder)
-        adapter.target_modules = sorted(adapter.target_modules)  # a set, in no certain order
-        model.save_pretrained(built, save_embedding_layers=False)
-        (built / "README.md").unlink(missing_ok=True)  # PEFT's empty form
-        generation.save_pretrained(built)
+    with full_disk_is_told(built):
+        if config.peft is None:
+            model.to(start.dtype).save_pretrained(built)
+        else:
+            _save_adapter(model, start, built)
+            generation.save_pretrained(built)
     saved = load_tokenizer(start.folder)
     if start.template.saved:
         saved.chat_template = start.template.text
@@ -182,6 +180,14 @@ def publish(
         "max_length": start.max_length,
     }
     return context.publish(built, config.artifact_type(), info={**facts, **info})
+
+
+def _save_adapter(model: Any, start: Start, built: Path) -> None:
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path = str(start.folder)
+    adapter.target_modules = sorted(adapter.target_modules)  # a set, in no certain order
+    model.save_pretrained(built, save_embedding_layers=False)
+    (built / "README.md").unlink(missing_ok=True)  # PEFT's empty form
 
 
 def _stops(known: int | list[int] | None, ends: Iterable[int]) -> list[int]:
