@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from megatron.core.models import backends
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random as mcore_random
+from megatron.core.transformer import transformer_block
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
@@ -138,6 +141,9 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (mcore_random, "_get_cuda_rng_state", _get_rng_state),
     (mcore_random, "_set_cuda_rng_state", _set_rng_state),
     (mcore_random, "CudaRNGStatesTracker", CpuRNGStatesTracker),
+    # Where apex and TransformerEngine are installed (NVIDIA's images), these are CUDA kernels.
+    (backends, "LNImpl", WrappedTorchNorm),
+    (transformer_block, "LayerNormImpl", WrappedTorchNorm),
     # Without TransformerEngine the optimizer is torch's AdamW, which has its steps in a tensor for
     # each weight. Loading looks for it among the sharded tensors, where it is not; and gives all
     # weights one tensor, which would then count the step of every one of them.

@@ -365,7 +365,7 @@ def test_a_part_that_is_missing(broken: str, spoiled: Path, stage_context: Conte
     assert str(spoiled) in refusal(spoiled, stage_context)
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "common.pt"])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
 def test_a_file_cut_short(name: str, spoiled: Path, stage_context: Contexts) -> None:
     path = spoiled / "iter_0000007" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
