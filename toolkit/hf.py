@@ -22,11 +22,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import logging as transformers_logging
 
 from toolkit.artifacts import Artifact, read_artifact
 from toolkit.errors import ToolkitError
 
 logger = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # "Loading weights" would garble logs and answers
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")

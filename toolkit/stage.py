@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -141,20 +141,30 @@ class StageKind:
         return typing.cast("Callable[..., Any]", getattr(module, function))
 
 
-def references(config: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str, Reference]]:
-    """Every reference that a config holds: (path to the setting, value, what it may name)."""
-    for name, info in type(config).model_fields.items():
+Found = tuple[tuple[str | int, ...], str, Reference]
+"""A reference in settings: the path to the setting, its value, and what it may name."""
+
+
+def references(config: BaseModel) -> Iterator[Found]:
+    """Every reference that a config holds."""
+    yield from raw_references(type(config), dict(config))
+
+
+def raw_references(model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[Found]:
+    """Every reference in settings that have not been validated, and may not be valid."""
+    for name, info in model.model_fields.items():
         marks = [m for m in info.metadata if isinstance(m, Reference)]
         annotation: Any = Annotated[info.annotation, marks[0]] if marks else info.annotation
-        for path, value, mark in _walk(annotation, getattr(config, name)):
+        for path, value, mark in _walk(annotation, values.get(name)):
             yield (name, *path), value, mark
 
 
-def _walk(annotation: Any, value: Any) -> Iterator[tuple[tuple[str | int, ...], str, Reference]]:
-    if value is None:
-        return
+def _walk(annotation: Any, value: Any) -> Iterator[Found]:
     if isinstance(value, BaseModel):
         yield from references(value)
+    elif isinstance(value, Mapping):
+        for model in _models(annotation):
+            yield from raw_references(model, value)
     elif isinstance(value, str):
         mark = _mark(annotation)
         if mark is not None:
@@ -164,6 +174,15 @@ def _walk(annotation: Any, value: Any) -> Iterator[tuple[tuple[str | int, ...], 
             for inner in _arguments(annotation):
                 for path, text, mark in _walk(inner, item):
                     yield (index, *path), text, mark
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes in an annotation, through unions and ``Annotated``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            yield from _models(inner)
 
 
 def _mark(annotation: Any) -> Reference | None:

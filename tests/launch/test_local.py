@@ -127,14 +127,23 @@ def test_ctrl_c_lets_the_ranks_save(tmp_path: Path) -> None:
     assert "saving" in log_path(tmp_path, 0).read_text()
 
 
-def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
+def test_two_signals_at_once_are_one_wish(tmp_path: Path) -> None:
+    thread = interrupt_soon(log_path(tmp_path, 0), "ready", times=2)
+    assert launch(tmp_path, STUBBORN.replace("0.3", "1.0")).code == ExitCode.SAVED_AND_STOPPED
+    thread.join()
+
+
+def test_a_second_ctrl_c_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.launch.local.ONE_WISH", 0.1)
+    write_state(tmp_path, StageState(status="running", attempts=[{"status": "running"}]))
     program = STUBBORN.replace("time.sleep(0.3)", "time.sleep(60)")
     thread = interrupt_soon(log_path(tmp_path, 0), "ready", times=2)
     started = time.monotonic()
     result = launch(tmp_path, program)
     thread.join()
     assert time.monotonic() - started < 20
-    assert result.code != ExitCode.OK
+    assert result.code == ExitCode.INTERRUPTED
+    assert read_state(tmp_path).status == "interrupted"
 
 
 LAUNCHER = """

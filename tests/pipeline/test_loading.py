@@ -200,3 +200,16 @@ def test_an_artifact_from_outside_must_be_of_the_right_type(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     text = GOOD.replace("model: base-hf", "model: empty")
     assert "not an artifact" in mistakes(tmp_path, text)["stages.chat.model"].message
+
+
+def test_an_unknown_preset_is_one_mistake(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, GOOD.replace("llama-mini", "lama-mini"))
+    assert list(found) == ["stages.base.model.preset"]
+    assert "did you mean 'llama-mini'" in found["stages.base.model.preset"].message
+
+
+def test_references_of_a_stage_with_other_mistakes_are_checked_too(tmp_path: Path) -> None:
+    text = GOOD.replace("tokenizer: vocabulary", "tokenizer: base\n    apend_eod: true")
+    found = mistakes(tmp_path, text)
+    assert set(found) == {"stages.corpus.tokenizer", "stages.corpus.apend_eod"}
+    assert "makes a checkpoint" in found["stages.corpus.tokenizer"].message

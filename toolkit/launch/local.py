@@ -18,7 +18,7 @@ from typing import Any
 from toolkit.artifacts import now
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.launch.spec import LaunchSpec
-from toolkit.pipeline.state import read_state, write_state
+from toolkit.pipeline.state import Status, read_state, write_state
 from toolkit.worker import DIES_WITH_PARENT, ERRORS
 
 POLL = 0.1
@@ -39,11 +39,17 @@ class Result:
     """The log of that rank."""
 
 
+ONE_WISH = 2.0
+"""Seconds within which stop signals count as one: ``timeout``, ``make`` and a terminal often send
+the same wish twice, to a process and to its group."""
+
+
 class Interrupt:
     """Counts the stop signals that this process got while it watches workers."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._last = float("-inf")
         self._stack = ExitStack()
 
     def __enter__(self) -> Interrupt:
@@ -56,7 +62,10 @@ class Interrupt:
         self._stack.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        moment = time.monotonic()
+        if moment - self._last >= ONE_WISH:
+            self._last = moment
+            self.count += 1
 
 
 def run_local(
@@ -66,7 +75,8 @@ def run_local(
 ) -> Result:
     """Start every rank of a stage, wait for all, and say how it went.
 
-    The first stop signal is passed on as SIGTERM, and the ranks may save; a second one kills them.
+    The first stop signal is passed on as SIGTERM, and the ranks may save; a second one, some
+    seconds later, kills them.
     When a rank fails, the others are ended.
 
     Args:
@@ -83,7 +93,9 @@ def run_local(
     finally:
         for rank in ranks:
             _kill(rank)
-    return _result(spec, ranks, failed, logs)
+    if interrupt.count > 1 and failed is not None:
+        return _forced(spec.folder)
+    return _result(spec, ranks, failed)
 
 
 def free_port() -> int:
@@ -179,8 +191,15 @@ def _kill(rank: subprocess.Popen[bytes]) -> None:
     rank.wait()
 
 
+def _forced(folder: Path) -> Result:
+    """The user asked twice: the ranks were killed, and what they had not saved is lost."""
+    error = {"message": "killed by a second interrupt, without saving", "where": None, "hint": None}
+    _record(folder, "interrupted", error)
+    return Result(ExitCode.INTERRUPTED, error, log_path(folder, 0))
+
+
 def _result(
-    spec: LaunchSpec, ranks: Sequence[subprocess.Popen[bytes]], failed: int | None, logs: Path
+    spec: LaunchSpec, ranks: Sequence[subprocess.Popen[bytes]], failed: int | None
 ) -> Result:
     if failed is None:
         codes = [ExitCode(rank.returncode) for rank in ranks]
@@ -190,7 +209,7 @@ def _result(
     error = _read_error(spec.folder, failed) or _silent_end(code)
     if code == ExitCode.USER_ERROR:  # refused before the stage began: nothing to record
         return Result(ExitCode.USER_ERROR, error, log)
-    _record(spec.folder, error)
+    _record(spec.folder, "failed", error)
     return Result(ExitCode.STAGE_FAILED, error, log)
 
 
@@ -212,14 +231,14 @@ def _silent_end(code: int) -> dict[str, Any]:
     return {"message": f"the worker was killed by {name}", "where": None, "hint": hint}
 
 
-def _record(folder: Path, error: dict[str, Any]) -> None:
+def _record(folder: Path, status: Status, error: dict[str, Any]) -> None:
     """Write into ``state.json`` what rank 0 could not: it was killed, or another rank failed."""
     state = read_state(folder)
     if state.status == "complete":
         return
-    state.status, state.error = "failed", {k: error.get(k) for k in ("message", "where", "hint")}
+    state.status, state.error = status, {k: error.get(k) for k in ("message", "where", "hint")}
     for attempt in state.attempts[-1:]:
-        attempt |= {"status": "failed", "ended": now()}
+        attempt |= {"status": status, "ended": now()}
     try:
         write_state(folder, state)
     except OSError as problem:

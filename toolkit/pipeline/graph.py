@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from toolkit.artifacts import read_artifact
 from toolkit.data.samples import HELD_OUT, SAMPLES
 from toolkit.errors import Problem, ToolkitError
 from toolkit.pipeline.problems import nearest
+from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import COMMAND_LINE, Key, Source
-from toolkit.stage import SAMPLE_PREFIX, Reference, StageConfig, references
+from toolkit.stage import (
+    SAMPLE_PREFIX,
+    Found,
+    Reference,
+    StageConfig,
+    raw_references,
+    references,
+)
 
 
 @dataclass
@@ -38,20 +47,21 @@ class Graph:
         return found
 
 
-def build_graph(stages: Mapping[str, StageConfig], names: list[str], source: Source) -> Graph:
-    """Resolve every reference.
+def build_graph(stages: Mapping[str, StageConfig], source: Source) -> Graph:
+    """Resolve every reference, of stages with other mistakes too.
 
     Args:
         stages: the stages whose settings are valid.
-        names: all stages of the file, valid or not: a reference to one is not a mistake by itself.
-        source: for the places of references.
+        source: the decoded file: all its stages, and the places of references.
     """
     graph = Graph()
-    for name, config in stages.items():
+    raw = source.data.get("stages")
+    names = list(raw) if isinstance(raw, dict) else []
+    for name in names:
         graph.needs[name], graph.outside[name] = [], {}
-        for path, value, mark in references(config):
+        for path, value, mark in _references(name, stages, raw[name]):
             key: Key = ("stages", name, *path)
-            _resolve(graph, name, key, value, mark, stages, names, source)
+            _resolve(graph, key, value, mark, stages, names, source)
     graph.order, cycle = _sort(graph.needs)
     if cycle:
         text = " -> ".join(cycle)
@@ -61,9 +71,15 @@ def build_graph(stages: Mapping[str, StageConfig], names: list[str], source: Sou
     return graph
 
 
+def _references(name: str, stages: Mapping[str, StageConfig], raw: Any) -> Iterator[Found]:
+    if name in stages:
+        yield from references(stages[name])
+    elif isinstance(raw, dict) and raw.get("kind") in stage_kinds():
+        yield from raw_references(stage_kinds()[raw["kind"]].config, raw)
+
+
 def _resolve(
     graph: Graph,
-    stage: str,
     key: Key,
     value: str,
     mark: Reference,
@@ -72,12 +88,14 @@ def _resolve(
     source: Source,
 ) -> None:
     """Note what one reference points to, or why it can't."""
+    stage = str(key[1])
     message: str | None = None
     if value.startswith(SAMPLE_PREFIX):
         message = _sample_problem(value, mark)
     elif value in names:
         if value in stages:
-            message = _type_problem(stage, value, mark, stages)
+            kind = source.data["stages"][stage]["kind"]
+            message = _type_problem(f"{stage!r} ({kind})", value, mark, stages)
         if message is None and value not in graph.needs[stage]:
             graph.needs[stage].append(value)
     else:
@@ -108,7 +126,7 @@ def _type_problem(
     if made in mark.types:
         return None
     return (
-        f"stage {stage!r} ({stages[stage].kind}) needs {_wanted(mark)}, "
+        f"stage {stage} needs {_wanted(mark)}, "
         f"but stage {value!r} ({stages[value].kind}) makes a {made}"
     )
 

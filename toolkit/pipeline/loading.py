@@ -54,16 +54,21 @@ def load_pipeline(
     problems += _with_presets(source)
     stages, stage_problems = _stages(source)
     problems += stage_problems
-    raw = source.data.get("stages")
-    names = list(raw) if isinstance(raw, dict) else []
-    graph = build_graph(stages, names, source)
+    graph = build_graph(stages, source)
     problems += graph.problems
     for name, config in stages.items():
         problems += check(name, config, source)
     if problems or header is None:
+        problems = _without_echoes(problems)
         raise ConfigError(sorted(problems, key=lambda p: (str(p.file), p.line or 0)))
     pipeline = Pipeline(name=header.name, seed=header.seed, stages=stages, file=file)
     return Loaded(pipeline, graph, source)
+
+
+def _without_echoes(problems: list[Problem]) -> list[Problem]:
+    """Without the settings that are missing only because their preset is unknown."""
+    broken = [p.key.removesuffix("preset") for p in problems if p.key.endswith(".model.preset")]
+    return [p for p in problems if p.key.endswith("preset") or not p.key.startswith(tuple(broken))]
 
 
 def _extended(file: Path, above: tuple[Path, ...]) -> Source:
