@@ -60,7 +60,7 @@ QUICK: dict[str, Any] = {
     "distributed_timeout_minutes": 1,
 }
 SEQUENCE = """
-import importlib, itertools, os, signal, sys
+import importlib, itertools, os, resource, signal, sys
 from toolkit.worker import main
 
 def die_before(module, name, call):
@@ -76,6 +76,9 @@ if __name__ == "__main__":
     if fault and os.environ["RANK"] == "0":
         module, name, call = fault.split(":")
         die_before(importlib.import_module(module), name, int(call))
+    if "FILE_LIMIT" in os.environ:
+        limit = int(os.environ["FILE_LIMIT"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     codes = []
     for argument in sys.argv[1:]:
         folder, _, os.environ["MASTER_PORT"] = argument.rpartition("@")
@@ -84,7 +87,8 @@ if __name__ == "__main__":
 """
 """Runs one stage after another in one process: the imports cost more than the training.
 
-``DIE_BEFORE=module:function:2`` has rank 0 kill itself before the second call of a function.
+``DIE_BEFORE=module:function:2`` has rank 0 kill itself before the second call of a function;
+``FILE_LIMIT`` is the most bytes that a file may get, as on a full disk.
 """
 
 
@@ -191,6 +195,7 @@ class Ranks:
         self.processes = [
             self._start(stages[0], rank, world_size, arguments) for rank in range(world_size)
         ]
+        self.living = list(self.processes)
 
     def _start(
         self, stage: Stage, rank: int, world_size: int, arguments: Sequence[str]
@@ -228,7 +233,8 @@ class Ranks:
         """Poll until ``happened`` is true, while the ranks run."""
         deadline = time.monotonic() + seconds
         while not happened():
-            assert all(p.poll() is None for p in self.processes), self.stages[0].log()[-4000:]
+            codes = [p.poll() for p in self.processes]
+            assert codes == [None] * len(codes), f"{codes}\n{self.stages[0].log()[-4000:]}"
             assert time.monotonic() < deadline, "nothing happened in time"
             time.sleep(0.005)
 
@@ -238,11 +244,12 @@ class Ranks:
             self.processes[rank].send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL every rank and whatever it has started."""
-        for process in self.processes:
+        """SIGKILL every rank and whatever it has started; once, for ids are used again."""
+        living, self.living = self.living, []
+        for process in living:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-        for process in self.processes:
+        for process in living:
             process.wait()
 
 

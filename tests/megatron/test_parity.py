@@ -49,9 +49,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
     ("model", "name"),
     [("llama", name) for name in LLAMA_LAYOUTS] + [("gpt2", name) for name in GPT2_LAYOUTS],
 )
-def test_the_losses_are_those_of_one_rank(
-    stages: dict[str, Stage], model: str, name: str
-) -> None:
+def test_the_losses_are_those_of_one_rank(stages: dict[str, Stage], model: str, name: str) -> None:
     alone, split = stages[model], stages[f"{model}-{name}"]
     assert len(alone.rows("loss")) == ITERATIONS
     assert split.rows("loss") == pytest.approx(alone.rows("loss"), abs=TOLERANCE)
@@ -74,6 +72,7 @@ def test_the_artifact_records_layout_and_figures(stages: dict[str, Stage]) -> No
     assert split["parameters"] == alone["parameters"] == 197_184
     assert split["consumed_samples"] == ITERATIONS * 8
     assert split["untrained_validation_loss"] > split["validation_loss"] > 0
-    assert stages["gpt2-tp2-pp2"].artifact.info["parameters"] == (
-        stages["gpt2"].artifact.info["parameters"]
+    assert (
+        stages["gpt2-tp2-pp2"].artifact.info["parameters"]
+        == (stages["gpt2"].artifact.info["parameters"])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 
 from toolkit.errors import StageError, ToolkitError
 from toolkit.megatron import checkpoint
@@ -27,6 +29,8 @@ from toolkit.megatron.sharding import sharding_metadata
 
 logger = logging.getLogger(__name__)
 
+FAILURES = (Exception, CheckpointException)
+"""The second is no Exception, but what collects the errors of all ranks."""
 EXTRA_STATE = "_extra_state"
 """TransformerEngine's own state of a layer: the history of FP8 scales, else nothing."""
 
@@ -80,13 +84,21 @@ def _write(state: dict[str, Any], folder: Path) -> None:
             content_metadata=_plain(sharding_metadata()),
             **options,
         )
-    except Exception as error:  # the writer's processes pass on whatever stopped them
-        cause = error.__cause__ or error
+    except FAILURES as error:
+        free = shutil.disk_usage(folder).free / 2**20
         raise StageError(
-            f"the checkpoint could not be written: {cause}",
+            f"the checkpoint could not be written, with {free:,.0f} MiB free: {_causes(error)}",
             where=str(folder),
             hint="older checkpoints are untouched; make room, and run again to go on from them",
         ) from error
+
+
+def _causes(error: BaseException) -> str:
+    """What stopped each rank's writer, where the error says so."""
+    if isinstance(error, CheckpointException):
+        found = (f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
+        return "; ".join(found)
+    return f"{type(error).__name__}: {error}"
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -217,9 +229,9 @@ def _readable(read: Any, *arguments: Any) -> Any:
     """Call a function that reads a checkpoint; its folder is the last argument."""
     try:
         return read(*arguments)
-    except Exception as error:
+    except FAILURES as error:
         raise ToolkitError(
-            f"the checkpoint can't be read: {type(error).__name__}: {error}",
+            f"the checkpoint can't be read: {_causes(error)}",
             where=str(arguments[-1]),
             hint="if its files are damaged, remove this folder: the run goes on from an older one",
         ) from error
