@@ -41,6 +41,7 @@ class Loop:
         self.meter = Meter(training)
         self.valid = held_out(training, datasets.valid, training.vocab_size)
         self._train_data = datasets.train
+        self._batches: list[Iterator[Batch]] | None = None
         self._saved = progress.iteration if progress.iteration > 0 else None
 
     def run(self) -> None:
@@ -53,15 +54,19 @@ class Loop:
         with self.context.stop.deferred():
             if self.progress.iteration == 0:
                 self._evaluate()
-            batches = [self._batches() for _ in self.training.chunks]
-            self.meter.pause()
-            while self.progress.iteration < self.config.train_iters:
-                self._advance(
-                    train_step(self.training, batches, self.guard, self.context.stop.requested)
-                )
+            self.train_to(self.config.train_iters)
             self._save()
 
-    def _batches(self) -> Iterator[Batch]:
+    def train_to(self, iteration: int) -> None:
+        """Take steps until ``iteration``, with all that belongs between them."""
+        if self._batches is None:
+            self._batches = [self._load() for _ in self.training.chunks]
+        self.meter.pause()
+        while self.progress.iteration < iteration:
+            stop = self.context.stop.requested
+            self._advance(train_step(self.training, self._batches, self.guard, stop))
+
+    def _load(self) -> Iterator[Batch]:
         """This rank's microbatches from here to the end."""
         if self._train_data is None:
             return iter(())
