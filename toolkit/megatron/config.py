@@ -266,7 +266,7 @@ STAGES: tuple[StageKind, ...] = (
         name="pretrain",
         config=PretrainConfig,
         run="toolkit.megatron.train:run",
-        summary="Train a GPT model with megatron-core: tensor, pipeline and data parallelism.",
+        summary="train a GPT model with megatron-core: tensor, pipeline and data parallelism",
         spread="ranks",
     ),
 )
