@@ -4,6 +4,10 @@ When an upgrade breaks one of these, it says which part of the seam has to chang
 """
 
 import inspect
+import os
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import torch
@@ -32,6 +36,31 @@ def test_every_argument_exists(stage_context) -> None:
     dpo = seam.dpo_arguments(DpoConfig.model_validate(given), context, 64)
     assert isinstance(dpo, DPOConfig)
     assert dpo.loss_type == ["sigmoid", "sft"]
+
+
+def test_a_single_rank_is_no_distributed_run() -> None:
+    """As the worker starts it: with LOCAL_RANK and a WORLD_SIZE of 1."""
+    code = (
+        "import sys, torch, pathlib;"
+        "from toolkit.context import StageContext;"
+        "from toolkit.posttrain import trainer as seam;"
+        "from toolkit.posttrain.config import SftConfig;"
+        "context = StageContext('chat', 'sft', pathlib.Path(sys.argv[1]), 'f');"
+        "seam.forget_a_rank_of_one(context);"
+        "config = SftConfig.model_validate({'model': 'm', 'data': ['d']});"
+        "arguments = seam.sft_arguments(config, context, 64);"
+        "print(arguments.parallel_mode.value, torch.distributed.is_initialized())"
+    )
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "29500"}
+    with TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder],
+            env={**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.split() == ["not_parallel", "False"]
 
 
 def test_warmup_below_one_is_a_share() -> None:

@@ -25,7 +25,13 @@ from toolkit.posttrain.collapse import CollapseAlarm
 from toolkit.posttrain.config import DpoConfig
 from toolkit.posttrain.loop import Metrics, StageCallback, before_training, evaluate, train
 from toolkit.posttrain.rows import Account, Row, Rows, stored_rows
-from toolkit.posttrain.trainer import Dpo, dpo_arguments, make_trainer, quiet_libraries
+from toolkit.posttrain.trainer import (
+    Dpo,
+    dpo_arguments,
+    forget_a_rank_of_one,
+    make_trainer,
+    quiet_libraries,
+)
 from toolkit.posttrain.tuning import (
     Start,
     load_reference,
@@ -51,6 +57,7 @@ def run(config: DpoConfig, context: StageContext) -> Artifact | None:
         StageInterrupted: a signal came, and a checkpoint was saved.
     """
     quiet_libraries()
+    forget_a_rank_of_one(context)
     start = load_start(config, context)
     rows = _rows("train", config.data, config, context, start)
     held_out = (

@@ -19,7 +19,14 @@ from toolkit.posttrain.account import Counts, log_account, require_learnable
 from toolkit.posttrain.config import SftConfig
 from toolkit.posttrain.loop import StageCallback, before_training, evaluate, train
 from toolkit.posttrain.rows import Account, Row, Rows, stored_rows
-from toolkit.posttrain.trainer import Sft, make_trainer, pack, quiet_libraries, sft_arguments
+from toolkit.posttrain.trainer import (
+    Sft,
+    forget_a_rank_of_one,
+    make_trainer,
+    pack,
+    quiet_libraries,
+    sft_arguments,
+)
 from toolkit.posttrain.tuning import (
     Start,
     load_start,
@@ -44,6 +51,7 @@ def run(config: SftConfig, context: StageContext) -> Artifact | None:
         StageInterrupted: a signal came, and a checkpoint was saved.
     """
     quiet_libraries()
+    forget_a_rank_of_one(context)
     start = load_start(config, context)
     rows = _rows("train", config.data, config, context, start)
     held_out = _rows("held-out", config.held_out, config, context, start) if config.held_out \

@@ -7,6 +7,7 @@ no telemetry.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def quiet_libraries() -> None:
     logging.captureWarnings(True)
     # These libraries warn of one another's deprecations, which no setting of ours can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
+
+
+def forget_a_rank_of_one(context: StageContext) -> None:
+    """Let accelerate see a single process where there is one.
+
+    It takes ``LOCAL_RANK`` for a distributed run, and DDP around one rank costs a copy of the
+    gradients. With several GPUs in sight the rank stays: it says which of them to use.
+    """
+    one_device = context.device == "cpu" or torch.cuda.device_count() == 1
+    if context.world_size == 1 and one_device:
+        os.environ.pop("LOCAL_RANK", None)
 
 
 def uses_bf16(config: TunedConfig, context: StageContext) -> bool:
