@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from toolkit.artifacts import Artifact, publish, read_artifact, sha256
 from toolkit.data.indexed import IndexedWriter
 from toolkit.errors import ExitCode
-from toolkit.launch.local import free_port
 from toolkit.megatron.config import PretrainConfig
 from toolkit.pipeline.state import StageFile
 from toolkit.tracking import read_metrics
@@ -59,9 +59,20 @@ QUICK: dict[str, Any] = {
     "tensorboard": False,
     "distributed_timeout_minutes": 1,
 }
-SEQUENCE = """
-import importlib, itertools, os, resource, signal, sys
+SEQUENCE = '''
+import importlib, itertools, os, pathlib, resource, signal, sys, time
+from toolkit.launch.local import free_port
 from toolkit.worker import main
+
+def meet(folder, meeting):
+    """Rank 0 chooses the port at the last moment: one chosen long before may be taken by then."""
+    place = pathlib.Path(folder, f"port-{meeting}")
+    if os.environ["RANK"] == "0":
+        place.with_suffix(".new").write_text(str(free_port()))
+        place.with_suffix(".new").rename(place)
+    while not place.exists():
+        time.sleep(0.01)
+    return place.read_text()
 
 def die_before(module, name, call):
     function, calls = getattr(module, name), itertools.count(1)
@@ -81,10 +92,11 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     codes = []
     for argument in sys.argv[1:]:
-        folder, _, os.environ["MASTER_PORT"] = argument.rpartition("@")
+        folder, _, meeting = argument.rpartition("@")
+        os.environ["MASTER_PORT"] = meet(folder, meeting)
         codes.append(main([folder]))
     sys.exit(max(codes))
-"""
+'''
 """Runs one stage after another in one process: the imports cost more than the training.
 
 ``DIE_BEFORE=module:function:2`` has rank 0 kill itself before the second call of a function;
@@ -191,7 +203,7 @@ class Ranks:
         world_size = stages[0].config.world_size()
         assert all(s.config.world_size() == world_size for s in stages)
         self.stages = stages
-        arguments = [f"{s.folder}@{free_port()}" for s in stages]
+        arguments = [f"{s.folder}@{uuid.uuid4()}" for s in stages]
         self.processes = [
             self._start(stages[0], rank, world_size, arguments) for rank in range(world_size)
         ]

@@ -91,6 +91,17 @@ def _nothing(*args: object, **kwargs: object) -> None:
     """Stand in for a call that waits for the GPU."""
 
 
+class _NoStream:
+    """Stands in for a CUDA stream: work on a CPU is done when it is called."""
+
+    def wait_stream(self, other: object) -> None:
+        """Do nothing."""
+
+
+def _no_stream(device: object = None) -> _NoStream:
+    return _NoStream()
+
+
 def _manual_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
@@ -134,6 +145,8 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (torch.cuda, "current_device", _current_device),
     # Waited for around pipeline sends and by the checkpoint writer: a CPU has nothing pending.
     (torch.cuda, "synchronize", _nothing),
+    # 0.19's DDP has reductions wait for it.
+    (torch.cuda, "current_stream", _no_stream),
     # Dropout's random states are seeded on "the GPU".
     (torch.cuda, "manual_seed", _manual_seed),
     # Recomputation and checkpoints save and restore "the GPU's" random state.
