@@ -55,6 +55,13 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             place = f"{error.filename}: " if error.filename else ""
             typer.secho(f"{place}{error.strerror}", err=True, fg=typer.colors.RED)
             raise typer.Exit(ExitCode.STAGE_FAILED) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "toolkit").partition(".")[0] == "toolkit":
+                raise
+            message = f"this needs {error.name}, which is not installed here\n"
+            message += "  on a machine that runs models: pip install 'megatron-toolkit[train]'"
+            typer.secho(message, err=True, fg=typer.colors.RED)
+            raise typer.Exit(ExitCode.USER_ERROR) from None
         except KeyboardInterrupt:
             typer.secho("interrupted", err=True, fg=typer.colors.YELLOW)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -176,8 +183,18 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 1234,
 ) -> None:
     """Let a model go on from a prompt."""
-    if not model_dir.is_dir():
-        raise ToolkitError("no such folder", where=str(model_dir))
+    import warnings
+
+    from toolkit.artifacts import MANIFEST, read_artifact
+
+    if not (model_dir / MANIFEST).is_file() and (model_dir / "artifact" / MANIFEST).is_file():
+        model_dir = model_dir / "artifact"  # a stage's folder stands for what it made
+    made = read_artifact(model_dir).type
+    if made not in ("model", "adapter"):
+        hint = "an export stage makes a model of it" if made == "checkpoint" else None
+        message = f"a {made}, where a model or an adapter was expected"
+        raise ToolkitError(message, where=str(model_dir), hint=hint)
+    warnings.simplefilter("ignore", FutureWarning)
     from toolkit.evaluate.generate import generate as run_model
 
     for text in run_model(

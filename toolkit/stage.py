@@ -77,7 +77,9 @@ class Resources(Settings):
         Field(ge=1, description="Ranks on each node; by default what the layout needs at least."),
     ] = None
     cpus_per_task: Annotated[
-        int | None, Field(ge=1, description="CPU cores (and OMP threads) of each rank.")
+        int | None,
+        Operational(),
+        Field(ge=1, description="CPU cores (and OMP threads) of each rank."),
     ] = None
 
 

@@ -55,7 +55,8 @@ def status_table(states: Mapping[str, StageState], progress: Mapping[str, Any]) 
     for name, state in states.items():
         now = progress_text(progress[name]) if progress.get(name) else ""
         if state.status == "failed" and state.error:
-            now = escape(str(state.error["message"]).splitlines()[0])
+            where = f"{state.error['where']}: " if state.error.get("where") else ""
+            now = escape(where + str(state.error["message"]).splitlines()[0])
         elif state.status != "running":
             now = ""
         table.add_row(
@@ -151,6 +152,8 @@ class RunView:
         self._stop()
         if result.code == ExitCode.OK:
             self._line("complete", task, duration(seconds))
+            for line in warnings_in(log_path(task.folder, 0)):
+                self._console.print(f"  [yellow]![/] {escape(line)}", soft_wrap=True)
         elif result.code in STOPPED:
             saved = result.code == ExitCode.SAVED_AND_STOPPED
             what = "stopped and saved" if saved else "stopped"
@@ -186,6 +189,22 @@ class RunView:
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
+
+
+SHOWN_WARNINGS = 3
+
+
+def warnings_in(log: Path) -> list[str]:
+    """What the last attempt warned of, in a log's own words; libraries' warnings are left out."""
+    attempt: list[str] = []
+    for line in tail(log, 10_000):
+        if line.startswith("--- "):
+            attempt = []
+        _, level, text = line.partition(" WARNING ")
+        if level and "Warning: " not in text:
+            attempt.append(text)
+    more = len(attempt) - SHOWN_WARNINGS
+    return attempt[:SHOWN_WARNINGS] + ([f"and {more} more, in {log}"] if more > 0 else [])
 
 
 def relative(path: Path) -> str:

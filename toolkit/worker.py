@@ -30,6 +30,7 @@ from toolkit.context import Input, StageContext, StopRequest, versions
 from toolkit.errors import DISK_ERRORS, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
+    SAMPLE,
     StageFile,
     StageState,
     Status,
@@ -69,6 +70,9 @@ def main(arguments: list[str]) -> int:
         return run_rank(folder, stop)
     except ToolkitError as error:
         logger.error("%s", error)
+        record = {"message": error.message, "where": error.where, "hint": error.hint}
+        rank = int(os.environ.get("RANK", "0"))
+        _record_error(folder, rank, Outcome(error.exit_code, "failed", record))
         return error.exit_code
 
 
@@ -97,6 +101,7 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
     inputs = {
         reference: Input(reference, (folder / i["folder"]).resolve(), i["type"], i["fingerprint"])
         for reference, i in file.inputs.items()
+        if i["type"] != SAMPLE
     }
     return StageContext(
         stage=file.stage,
@@ -146,7 +151,6 @@ def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
             "device": context.device,
         }
     )
-    shutil.rmtree(folder / ERRORS, ignore_errors=True)
     write_state(folder, state)
     return state
 
@@ -155,6 +159,8 @@ def _end(folder: Path, state: StageState, outcome: Outcome, seconds: float) -> N
     state.status = outcome.status
     state.error = outcome.error
     state.seconds += seconds
+    if outcome.status == "complete":
+        shutil.rmtree(folder / ERRORS, ignore_errors=True)
     state.attempts[-1] |= {"ended": now(), "status": outcome.status, "seconds": seconds}
     try:
         write_state(folder, state)

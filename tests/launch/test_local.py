@@ -146,6 +146,40 @@ def test_a_second_ctrl_c_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read_state(tmp_path).status == "interrupted"
 
 
+def test_a_stop_before_the_worker_listens_is_an_interrupt(tmp_path: Path) -> None:
+    write_state(tmp_path, StageState(status="running", attempts=[{"status": "running"}]))
+    thread = interrupt_soon(log_path(tmp_path, 0), "ready")
+    result = launch(tmp_path, "import time; print('ready', flush=True); time.sleep(60)")
+    thread.join()
+    assert result.code == ExitCode.INTERRUPTED
+    assert read_state(tmp_path).status == "interrupted"
+
+
+def test_a_rank_that_hangs_after_a_stop_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.launch.local.STOP_GRACE", 0.5)
+    program = (
+        "import os, signal, sys, time\n"
+        "one = os.environ['RANK'] == '1'\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN if one else lambda *_: sys.exit(130))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    thread = interrupt_soon(log_path(tmp_path, 1), "ready")
+    started = time.monotonic()
+    assert launch(tmp_path, program, ranks=2).code == ExitCode.INTERRUPTED
+    thread.join()
+    assert time.monotonic() - started < 20
+
+
+def test_the_last_attempts_reasons_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "rank-0.json").write_text('{"message": "an old story"}')
+    result = launch(tmp_path, "raise SystemExit(1)")
+    assert result.error is not None
+    assert "old story" not in result.error["message"]
+
+
 LAUNCHER = """
 import sys
 from pathlib import Path

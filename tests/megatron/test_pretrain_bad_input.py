@@ -168,7 +168,7 @@ def test_starting_from_a_checkpoint(
     second = stage_context("second", "pretrain", corpus=dataset)
     again = pretrain(second, "corpus", load=start, eval_iters=2)
     assert again is not None
-    assert again.info["untrained_validation_loss"] == published.info["validation_loss"]
+    assert again.info["initial_validation_loss"] == published.info["validation_loss"]
 
     refused(
         ToolkitError,

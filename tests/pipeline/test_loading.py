@@ -118,7 +118,7 @@ def test_references_are_typed_with_both_names(tmp_path: Path) -> None:
     ]
     assert "'chat'" in problem.message
     assert "'corpus'" in problem.message
-    assert "model or adapter" in problem.message
+    assert "a model or an adapter" in problem.message
     assert "makes a dataset" in problem.message
     assert problem.line == 16
 
@@ -213,3 +213,15 @@ def test_references_of_a_stage_with_other_mistakes_are_checked_too(tmp_path: Pat
     found = mistakes(tmp_path, text)
     assert set(found) == {"stages.corpus.tokenizer", "stages.corpus.apend_eod"}
     assert "makes a checkpoint" in found["stages.corpus.tokenizer"].message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (GOOD.replace("kind: sft", "kind: [sft]"), "stages.chat.kind"),
+        (GOOD.replace("kind: tokenize", "<<: foo\n    kind: tokenize"), "stages.corpus.<<"),
+        (GOOD.replace("[sample:python-docs]\n", "['**a/x']\n"), "stages.corpus.sources.0"),
+    ],
+)
+def test_odd_values_are_mistakes_and_no_crashes(tmp_path: Path, text: str, key: str) -> None:
+    assert key in mistakes(tmp_path, text)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from toolkit.artifacts import MANIFEST
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import BusyError, ConfigError, ToolkitError
 from toolkit.pipeline.loading import load_pipeline
 from toolkit.pipeline.run import Run, plan_run, read_run, write_run
+from toolkit.pipeline.state import locked, operational
+from toolkit.posttrain.config import SftConfig
 
 TEXT = """\
 name: test
@@ -60,7 +62,7 @@ def test_a_changed_setting_is_refused_with_its_values_and_reaches_downstream(fil
         plan(file, "stages.vocabulary.vocab_size=600")
     assert "vocab_size: 512 -> 600" in caught.value.message
     assert "corpus" in caught.value.message
-    assert "inputs.vocabulary" in caught.value.message
+    assert "follows from the stages above" in caught.value.message
     assert "--fresh" in str(caught.value.hint)
 
 
@@ -119,3 +121,34 @@ def test_the_order_of_stages_is_kept_for_later_readers(file: Path) -> None:
     assert list(read_run(run.folder)) == ["vocabulary", "corpus"]
     with pytest.raises(ToolkitError, match="not a run's folder"):
         read_run(file.parent)
+
+
+def test_an_unreadable_stage_file_is_moved_aside_by_fresh(file: Path) -> None:
+    begin(plan(file))
+    (file.parent / "run" / "corpus" / "stage.yaml").write_text("a: [")
+    with pytest.raises(ToolkitError, match="not a readable stage file"):
+        plan(file)
+    assert actions(plan(file, fresh=True))["corpus"] == "start"
+
+
+def test_fresh_waits_for_a_worker_that_still_writes(file: Path) -> None:
+    begin(plan(file))
+    with locked(file.parent / "run" / "corpus", "stage"), pytest.raises(BusyError):
+        plan(file, "stages.corpus.append_eod=false", fresh=True)
+
+
+def test_sample_data_of_another_python_is_other_data(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = "stages.corpus.sources=[sample:python-docs]"
+    begin(plan(file, samples))
+    monkeypatch.setattr("toolkit.pipeline.run.SAMPLES_OF", "python-3.99.0")
+    with pytest.raises(ToolkitError, match=r"sample:python-docs: python-.* -> python-3\.99"):
+        plan(file, samples)
+
+
+def test_ranks_are_part_of_fine_tuning() -> None:
+    config = SftConfig.model_validate({"kind": "sft", "model": "x", "data": ["y"]})
+    left_out = operational(config)
+    assert "resources" not in left_out
+    assert "resources.cpus_per_task" in left_out

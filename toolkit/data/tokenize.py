@@ -52,6 +52,8 @@ def run(config: TokenizeConfig, context: StageContext) -> Artifact:
             on_bad = quarantine if config.on_error == "quarantine" else None
             reader = DocumentReader(sources, config.text_key, on_bad, config.sample_by)
             info = _tokenize(reader, tokenizer, eod_id, config, built, context)
+        if reader.bad:
+            logger.warning("%d records are set aside in %s", reader.bad, QUARANTINE)
         return context.publish(built, "dataset", info=info)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)

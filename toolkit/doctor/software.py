@@ -18,7 +18,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 OPTIONAL = {
     "slurm": "submitting Python functions to Slurm",
     "k8s": "submitting to Kubernetes",
-    "track": "metrics on W&B and MLflow",
+    "track": "W&B and MLflow (the sinks for metrics come next)",
 }
 """What each optional extra is for. ``train`` and ``gpu`` have checks of their own."""
 

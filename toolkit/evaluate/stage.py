@@ -181,7 +181,13 @@ class Evaluation:
 
     def _key(self, contestant: Contestant, measure: str, source: str) -> str:
         parts = [self.context.fingerprint, contestant.fingerprint, str(contestant.untrained)]
-        parts += [measure, source, str(self.windows.seq_length), str(self.windows.stride)]
+        parts += [
+            measure,
+            source,
+            self._dtype(),
+            str(self.windows.seq_length),
+            str(self.windows.stride),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _path(self, contestant: Contestant, measure: str, source: str) -> Path:

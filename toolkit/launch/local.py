@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,16 +17,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from toolkit.artifacts import now
-from toolkit.errors import ExitCode, ToolkitError
+from toolkit.artifacts import MANIFEST, now
+from toolkit.errors import ExitCode
 from toolkit.launch.spec import LaunchSpec
 from toolkit.pipeline.state import Status, read_state, write_state
 from toolkit.worker import DIES_WITH_PARENT, ERRORS
 
+logger = logging.getLogger(__name__)
 POLL = 0.1
 """Seconds between looks at the ranks."""
 GRACE = 10.0
 """Seconds that the other ranks get after one has failed: they may hang in a collective."""
+STOP_GRACE = 60.0
+"""Seconds that the other ranks get after a stop signal once one of them has ended."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -86,6 +91,7 @@ def run_local(
     """
     logs = spec.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(spec.folder / ERRORS, ignore_errors=True)  # the last attempt's reasons
     port = free_port()
     ranks = [_start(spec, rank, port, logs) for rank in range(spec.world_size)]
     try:
@@ -93,8 +99,12 @@ def run_local(
     finally:
         for rank in ranks:
             _kill(rank)
-    if interrupt.count > 1 and failed is not None:
-        return _forced(spec.folder)
+    if failed is not None and (spec.folder / "artifact" / MANIFEST).is_file():
+        return Result(ExitCode.OK)  # it was done, and ended by a signal on its way out
+    if failed is not None and interrupt.count:
+        forced = _forced(interrupt.count, ranks[failed].returncode)
+        if forced:
+            return _interrupted(spec.folder, forced)
     return _result(spec, ranks, failed)
 
 
@@ -162,6 +172,8 @@ def _wait(
             if failed is not None and not seen:
                 _signal_all(ranks, signal.SIGTERM)
                 deadline = time.monotonic() + GRACE
+        if seen and deadline == float("inf") and any(rank.poll() is not None for rank in ranks):
+            deadline = time.monotonic() + STOP_GRACE
         if time.monotonic() > deadline:
             _signal_all(ranks, signal.SIGKILL)
         time.sleep(POLL)
@@ -193,9 +205,18 @@ def _kill(rank: subprocess.Popen[bytes]) -> None:
     rank.wait()
 
 
-def _forced(folder: Path) -> Result:
-    """The user asked twice: the ranks were killed, and what they had not saved is lost."""
-    error = {"message": "killed by a second interrupt, without saving", "where": None, "hint": None}
+def _forced(wishes: int, code: int) -> str | None:
+    """Why a rank ended by a signal's default action after a wish to stop; None: it failed."""
+    if code in (-signal.SIGTERM, -signal.SIGINT):
+        return "stopped before it had begun to work"
+    if code == -signal.SIGKILL:
+        how = "by a second interrupt" if wishes > 1 else f"{STOP_GRACE:.0f} s after the first rank"
+        return f"killed {how}, without saving"
+    return None
+
+
+def _interrupted(folder: Path, message: str) -> Result:
+    error = {"message": message, "where": None, "hint": None}
     _record(folder, "interrupted", error)
     return Result(ExitCode.INTERRUPTED, error, log_path(folder, 0))
 
@@ -229,7 +250,9 @@ def _silent_end(code: int) -> dict[str, Any]:
     if code >= 0:
         return {"message": f"the worker ended with exit code {code}", "where": None, "hint": None}
     name = signal.Signals(-code).name
-    hint = "SIGKILL usually means out of memory: see the kernel's log" if -code == 9 else None
+    hint = "run the same command again: it goes on from the last checkpoint"
+    if code == -signal.SIGKILL:
+        hint = "SIGKILL is often the kernel's, out of memory (see dmesg); " + hint
     return {"message": f"the worker was killed by {name}", "where": None, "hint": hint}
 
 
@@ -243,10 +266,8 @@ def _record(folder: Path, status: Status, error: dict[str, Any]) -> None:
         attempt |= {"status": status, "ended": now()}
     try:
         write_state(folder, state)
-    except OSError as problem:
-        raise ToolkitError(f"can't write state.json: {problem.strerror}", where=str(folder)) from (
-            problem
-        )
+    except OSError as problem:  # a full disk, perhaps: the error itself is shown all the same
+        logger.warning("can't write the state of %s: %s", folder, problem.strerror)
 
 
 def tail(path: Path, lines: int = 15) -> list[str]:

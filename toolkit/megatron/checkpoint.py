@@ -185,6 +185,17 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def discard_newer(root: Path, iteration: int) -> None:
+    """Remove the checkpoints after the one that is gone on from. Rank 0 alone calls this.
+
+    They are damaged, or ``newest_whole`` would have taken one; left there, they would be counted
+    as the newest when old ones are removed.
+    """
+    for number in iterations(root):
+        if number > iteration:
+            _remove(iteration_folder(root, number))
+
+
 def newest_whole(root: Path) -> int | None:
     """The newest checkpoint to go on from; damaged ones are passed over, loudly. None: none."""
     for iteration in reversed(iterations(root)):

@@ -83,10 +83,14 @@ class _Plan:
 
 
 def _prepare_cache(cache: Path) -> None:
-    """Throw away an index that a crash left unfinished: Megatron would take it for whole."""
+    """Throw away an index that a crash left unfinished: Megatron would take it for whole.
+
+    The mark of a whole one is put back when this attempt, too, has what it needs.
+    """
     if cache.exists() and not (cache / COMPLETE).exists():
         shutil.rmtree(cache)
     cache.mkdir(parents=True, exist_ok=True)
+    (cache / COMPLETE).unlink(missing_ok=True)
 
 
 def _plan(corpus: Corpus, config: PretrainConfig, cache: Path) -> _Plan:

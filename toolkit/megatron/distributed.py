@@ -84,9 +84,12 @@ def _select_device(device: str, local_rank: int) -> torch.device:
 
 
 def _initialize(device: torch.device, timeout: timedelta) -> None:
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    gpu = device.type == "cuda"
+    backend, device_id = ("nccl", device) if gpu else ("gloo", None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group(backend, timeout=timeout)
+        distributed.init_process_group(backend, timeout=timeout, device_id=device_id)
         return
     store = torch._C._distributed_c10d.HashStore()
-    distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    distributed.init_process_group(
+        backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=device_id
+    )

@@ -75,8 +75,13 @@ class Loop:
             Samples(self._train_data, self.training.vocab_size),
             self.training.sharding.microbatches(self.progress.consumed_samples, last),
             self.training.device,
-            self.config.num_workers,
+            self._workers(),
         )
+
+    def _workers(self) -> int:
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        return 2 if self.training.device.type == "cuda" else 0
 
     def _advance(self, result: StepResult) -> None:
         """Everything between this step and the next."""
@@ -112,8 +117,8 @@ class Loop:
         if verdict.action == "stop":
             raise StageError(
                 f"{where}: {verdict.reason}",
-                hint="the weights are as they were; lower lr, or let the batch be skipped"
-                " (on_nan: skip, on_loss_spike: skip)",
+                hint="the weights are as they were; let the batch be skipped (on_nan: skip,"
+                " on_loss_spike: skip) and run again, or begin anew with a lower lr",
             )
         logger.warning("%s: %s; the batch is skipped", where, verdict.reason)
         if progress.skipped_in_a_row >= self.config.max_skipped_in_a_row:

@@ -45,7 +45,8 @@ def transformer_config(
     Weights are left unset: ``initialize.initialize_weights`` or a checkpoint fills them.
 
     Raises:
-        ToolkitError: a number format that this device has no arithmetic for.
+        ToolkitError: a number format that this device has no arithmetic for, or a GPU without
+            TransformerEngine.
     """
     numerics = numerics or NumericsSettings()
     device = device or torch.device("cpu")
@@ -54,6 +55,11 @@ def transformer_config(
         raise ToolkitError(
             f"fp8: {numerics.fp8} needs a GPU (Ada, Hopper or newer); this rank runs on the CPU",
             hint="leave fp8 out here, or set it for the cluster's runs alone",
+        )
+    if gpu and not _have("transformer_engine"):
+        raise ToolkitError(
+            "TransformerEngine is not installed: on GPUs the layers are its modules",
+            hint="use the GPU image, or pip install megatron-toolkit[gpu]",
         )
     precision = precision_on(numerics, device)
     return TransformerConfig(

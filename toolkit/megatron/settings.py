@@ -154,9 +154,9 @@ class DataSettings(Settings):
         pattern=r"^\s*[0-9.]+\s*(,\s*[0-9.]+\s*){0,2}$",
         description="Shares of training, validation and test documents, as Megatron writes them.",
     )
-    num_workers: Annotated[Annotated[int, Field(ge=0)], Operational()] = Field(
-        default=0,
-        description="Processes that read batches ahead on each rank; 0 reads in the loop.",
+    num_workers: Annotated[int | None, Field(ge=0), Operational()] = Field(
+        default=None,
+        description="Processes that read batches ahead on each rank; by default 2 on GPUs, else 0.",
     )
 
     @property
@@ -204,7 +204,7 @@ class MonitorSettings(Settings):
     eval_interval: Annotated[Count, Operational()] = Field(
         default=100, description="Iterations between evaluations."
     )
-    eval_iters: Annotated[Annotated[int, Field(ge=0)], Operational()] = Field(
+    eval_iters: Annotated[int, Field(ge=0)] = Field(
         default=10,
         description="At most this many global batches of held-out data; 0 evaluates nothing.",
     )
@@ -217,10 +217,10 @@ class MonitorSettings(Settings):
     on_loss_spike: Annotated[Literal["off", "stop", "skip"], Operational()] = Field(
         default="off", description="When the loss jumps: nothing, stop, or skip the batch."
     )
-    loss_spike_factor: Annotated[Annotated[float, Field(gt=1)], Operational()] = Field(
+    loss_spike_factor: Annotated[float, Field(gt=1), Operational()] = Field(
         default=2.0, description="A loss over this many times the window's median is a spike."
     )
-    loss_spike_window: Annotated[Annotated[int, Field(ge=2)], Operational()] = Field(
+    loss_spike_window: Annotated[int, Field(ge=2), Operational()] = Field(
         default=50, description="Iterations that the median is taken over."
     )
     max_skipped_in_a_row: Annotated[Count, Operational()] = Field(

@@ -85,7 +85,9 @@ def _write(state: dict[str, Any], folder: Path) -> None:
             **options,
         )
     except FAILURES as error:
-        free = shutil.disk_usage(folder).free / 2**20
+        free = shutil.disk_usage(folder.parent).free / 2**20
+        # What was written so far would keep a full disk full, and the reason from being recorded.
+        shutil.rmtree(folder, ignore_errors=True)
         raise StageError(
             f"the checkpoint could not be written, with {free:,.0f} MiB free: {_causes(error)}",
             where=str(folder),

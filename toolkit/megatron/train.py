@@ -107,6 +107,7 @@ def _prepare(
 ) -> None:
     """Rank 0: describe the model beside its checkpoints, and rewind the metrics."""
     root.mkdir(parents=True, exist_ok=True)
+    checkpoint.discard_newer(root, progress.iteration)
     checkpoint.write_model(root, wanted)
     begun = progress.iteration > 0
     context.tracker.rewind(progress.iteration if begun else -1)
@@ -139,18 +140,19 @@ def _publish(
     checkpoint.write_model(built, _description(config, corpus))
     shutil.copytree(corpus.tokenizer, built / TOKENIZER)
     layout = asdict(layout_of(config, context.world_size))
-    figures = _figures(progress) | info | {"layout": layout}
+    figures = _figures(progress, config) | info | {"layout": layout}
     return context.publish(built, "checkpoint", info=figures)
 
 
-def _figures(progress: Progress) -> dict[str, Any]:
+def _figures(progress: Progress, config: PretrainConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "iteration": progress.iteration,
         "consumed_samples": progress.consumed_samples,
         "skipped_iters": progress.skipped_iters,
     }
-    for name in ("untrained_validation", "validation"):
-        loss = getattr(progress, f"{name}_loss")
+    before = "untrained_validation" if config.load is None else "initial_validation"
+    losses = {before: progress.untrained_validation_loss, "validation": progress.validation_loss}
+    for name, loss in losses.items():
         if loss is not None:
             figures |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +75,8 @@ def build_graph(stages: Mapping[str, StageConfig], source: Source) -> Graph:
 def _references(name: str, stages: Mapping[str, StageConfig], raw: Any) -> Iterator[Found]:
     if name in stages:
         yield from references(stages[name])
-    elif isinstance(raw, dict) and raw.get("kind") in stage_kinds():
-        yield from raw_references(stage_kinds()[raw["kind"]].config, raw)
+    elif isinstance(raw, dict) and str(raw.get("kind")) in stage_kinds():
+        yield from raw_references(stage_kinds()[str(raw["kind"])].config, raw)
 
 
 def _resolve(
@@ -127,14 +128,19 @@ def _type_problem(
         return None
     return (
         f"stage {stage} needs {_wanted(mark)}, "
-        f"but stage {value!r} ({stages[value].kind}) makes a {made}"
+        f"but stage {value!r} ({stages[value].kind}) makes {with_article(made)}"
     )
+
+
+def with_article(noun: str) -> str:
+    """``a model``, ``an adapter``."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _wanted(mark: Reference) -> str:
     parts = []
     if mark.types:
-        parts.append("a " + " or ".join(mark.types))
+        parts.append(" or ".join(with_article(t) for t in mark.types))
     if mark.files:
         parts.append("files")
     return " or ".join(parts)
@@ -152,7 +158,7 @@ def _outside(
             return path.absolute(), _artifact_problem(path, mark)
     near = nearest(value, names)
     known = f"stages: {', '.join(names)}"
-    looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
+    looked = ", ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
     hint = f"{near} ({known})" if near else f"{known}; looked for {looked}"
     return None, f"neither a stage nor a path that exists: {value!r}; {hint}"
 
@@ -161,8 +167,7 @@ def matches(path: Path) -> list[Path]:
     """The files that a path, a glob, or a dataset's prefix stands for."""
     if path.exists():
         return [path]
-    root = Path(path.anchor)
-    found = sorted(root.glob(str(path.relative_to(root))))
+    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))  # noqa: PTH207 - as readers do
     return found or sorted(path.parent.glob(f"{path.name}.*"))
 
 
@@ -176,7 +181,7 @@ def _artifact_problem(path: Path, mark: Reference) -> str | None:
         return f"{error.message} ({path}); needed is {_wanted(mark)}"
     if made in mark.types:
         return None
-    return f"{path} holds a {made}; needed is {_wanted(mark)}"
+    return f"{path} holds {with_article(made)}; needed is {_wanted(mark)}"
 
 
 def _sort(needs: Mapping[str, list[str]]) -> tuple[list[str], list[str]]:

@@ -143,7 +143,7 @@ def _stages(source: Source) -> tuple[dict[str, StageConfig], list[Problem]]:
         if kind is None:
             valid = ", ".join(stage_kinds())
             problems.append(source.problem(key, f"has no kind (valid: {valid})"))
-        elif kind not in stage_kinds():
+        elif not isinstance(kind, str) or kind not in stage_kinds():
             message = unknown("kind", str(kind), stage_kinds())
             problems.append(source.problem((*key, "kind"), message))
         else:

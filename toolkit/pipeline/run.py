@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,22 @@ from toolkit.pipeline.loading import Loaded
 from toolkit.pipeline.problems import unknown
 from toolkit.pipeline.source import COMMAND_LINE
 from toolkit.pipeline.state import (
+    SAMPLE,
     StageFile,
     StageState,
     changed_keys,
     fingerprint,
+    locked,
     operational,
     read_stage_file,
     read_state,
 )
-from toolkit.stage import StageConfig, references
+from toolkit.stage import SAMPLE_PREFIX, StageConfig, references
 
 PIPELINE_FILE = "pipeline.yaml"
 ASIDE = ".old"
+SAMPLES_OF = f"python-{platform.python_version()}"
+"""Sample data is made from the interpreter's own library: another version has other data."""
 Action = Literal["skip", "start", "resume"]
 
 
@@ -114,6 +119,9 @@ def _resolve(loaded: Loaded) -> dict[str, StageFile]:
         marks = {value: mark for _, value, mark in references(config)}
         for reference, path in outside.items():
             inputs[str(path)] = _outside_input(path, marks[reference].files)
+        for reference in marks:
+            if reference.startswith(SAMPLE_PREFIX):
+                inputs[reference] = {"folder": "", "type": SAMPLE, "fingerprint": SAMPLES_OF}
         resolved = _with_paths(config, outside)
         seed = loaded.pipeline.seed
         prints = {reference: i["fingerprint"] for reference, i in inputs.items()}
@@ -152,20 +160,25 @@ def _with_paths(config: StageConfig, outside: Mapping[str, Path]) -> StageConfig
 
 def _decide(folder: Path, file: StageFile, config: StageConfig) -> tuple[Action, list[str]]:
     """What to do with a stage, or the changes for which it is refused."""
-    old = read_stage_file(folder)
+    try:
+        old = read_stage_file(folder)
+        done = read_state(folder).status == "complete"
+    except ToolkitError as error:
+        return "start", [str(error)]
     if old is None:
         return "start", []
     if old.fingerprint != file.fingerprint:
         changes = changed_keys(old, file, operational(config))
         return "start", changes or ["the fingerprint (made by another version of toolkit)"]
-    return ("skip" if read_state(folder).status == "complete" else "resume"), []
+    return ("skip" if done else "resume"), []
 
 
 def _refusal(folder: Path, refusals: Mapping[str, list[str]]) -> ToolkitError:
     lines = []
     for name, changes in refusals.items():
         lines.append(f"  {name}:")
-        lines += [f"    {change}" for change in changes]
+        own = [c for c in changes if c.partition(":")[0].removeprefix("inputs.") not in refusals]
+        lines += [f"    {change}" for change in own or ["follows from the stages above"]]
     names = " ".join(refusals)
     return ToolkitError(
         "these stages were made, or begun, with other settings:\n" + "\n".join(lines),
@@ -196,11 +209,16 @@ def _check_needs(
 
 
 def move_aside(folder: Path) -> Path:
-    """Move a stage's folder to the run's ``.old``, under a name with the time."""
+    """Move a stage's folder to the run's ``.old``, under a name with the time.
+
+    Raises:
+        BusyError: a worker, of a launcher that was killed perhaps, still writes in it.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     target = folder.parent / ASIDE / f"{folder.name}-{stamp}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(folder, target)
+    with locked(folder, "stage"):
+        shutil.move(folder, target)
     return target
 
 

@@ -167,7 +167,12 @@ def _construct_mapping(
         line = name_node.start_mark.line + 1
         if name_node.tag.endswith(":merge"):
             for part in _merged_nodes(value_node):
-                merged |= _construct(part, key, file, places, problems, above) or {}
+                found = _construct(part, key, file, places, problems, above)
+                if isinstance(found, dict):
+                    merged |= found
+                else:
+                    message = "'<<' merges a mapping (<<: *anchor) into this one"
+                    problems.append(Problem(dotted((*key, "<<")), message, file, line))
             continue
         name = str(name_node.value)
         inner = (*key, name)
@@ -271,6 +276,8 @@ def apply_override(source: Source, text: str) -> None:
         if depth == len(key) - 1:
             holder[index] = value
         elif isinstance(holder, dict):
+            if index not in holder:
+                source.places[tuple(path)] = Place(COMMAND_LINE, None)
             holder = holder.setdefault(index, {})
         else:
             holder = holder[index]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,10 @@ Status = Literal["pending", "running", "complete", "failed", "interrupted"]
 STAGE_FILE = "stage.yaml"
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
+SAMPLE = "sample"
+"""The type of an input that is embedded sample data: it has a fingerprint, but no folder."""
+LOCK_PATIENCE = 1.0
+"""Seconds to try for a lock: whoever looks at a run's state holds it for a moment, too."""
 
 
 @dataclass
@@ -132,7 +137,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         )
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor)
         except BlockingIOError as error:
             owner = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
             message = f"this {what} is in use by another process ({owner})"
@@ -144,6 +149,17 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int) -> None:
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def is_locked(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
-from toolkit.stage import Operational, Reference, Settings, StageConfig
+from toolkit.stage import Operational, Reference, Resources, Settings, StageConfig
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -158,6 +158,10 @@ class TrainingSettings(Settings):
 class TunedConfig(RowSettings, TrainingSettings, StageConfig):
     """What ``sft`` and ``dpo`` have in common."""
 
+    resources: Resources = Field(
+        default=Resources(),
+        description="Ranks multiply the batch here: another number of them is other training.",
+    )
     model: Annotated[str, Reference.to("model", "adapter")] = Field(
         description="The model to start from; an adapter counts as merged into its base."
     )
