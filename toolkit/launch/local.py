@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now
-from toolkit.errors import ExitCode
+from toolkit.errors import ExitCode, StageError
 from toolkit.launch.spec import LaunchSpec
 from toolkit.pipeline.state import Status, read_state, write_state
 from toolkit.worker import DIES_WITH_PARENT, ERRORS
@@ -109,11 +110,16 @@ def run_local(
 
 
 def free_port() -> int:
-    """A TCP port on the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port on the loopback address that nobody listens on now.
+
+    It lies below the ports that the kernel hands out by itself (from 32768 on Linux): the ranks
+    meet there only when their imports are done, and until then no connection must take it.
+    """
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StageError("no free TCP port between 20000 and 32767 on 127.0.0.1")
 
 
 def log_path(folder: Path, rank: int) -> Path:
