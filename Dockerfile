@@ -24,7 +24,7 @@ ARG VERSION=unversioned
 RUN --mount=type=bind,source=pyproject.toml,target=/install/pyproject.toml \
     --mount=type=bind,source=constraints.txt,target=/install/constraints.txt \
     --mount=type=bind,source=docker/requirements.py,target=/install/requirements.py \
-    python /install/requirements.py /install /tmp/install train slurm k8s track \
+    python /install/requirements.py /install /tmp/install data train slurm k8s track \
     && PIP_CONSTRAINT='' PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir \
         --requirement /tmp/install/requirements.txt --constraint /tmp/install/constraints.txt \
     && rm -rf /tmp/install

@@ -27,7 +27,7 @@ RUN --mount=type=bind,source=constraints.txt,target=/install/constraints.txt \
 RUN --mount=type=bind,source=pyproject.toml,target=/install/pyproject.toml \
     --mount=type=bind,source=constraints.txt,target=/install/constraints.txt \
     --mount=type=bind,source=docker/requirements.py,target=/install/requirements.py \
-    python /install/requirements.py /install /tmp/install train slurm k8s \
+    python /install/requirements.py /install /tmp/install data train slurm k8s \
     && pip install --no-cache-dir \
         --requirement /tmp/install/requirements.txt --constraint /tmp/install/constraints.txt \
     && rm -rf /tmp/install

@@ -19,7 +19,9 @@ from typing import Any, Literal, get_args
 
 from toolkit.errors import ToolkitError
 
-ArtifactType = Literal["tokenizer", "dataset", "checkpoint", "model", "adapter", "scores"]
+ArtifactType = Literal[
+    "tokenizer", "documents", "dataset", "checkpoint", "model", "adapter", "scores"
+]
 ARTIFACT_TYPES: tuple[str, ...] = get_args(ArtifactType)
 MANIFEST = "artifact.json"
 CHUNK = 1 << 20

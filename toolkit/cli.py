@@ -59,7 +59,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             if (error.name or "toolkit").partition(".")[0] == "toolkit":
                 raise
             message = f"this needs {error.name}, which is not installed here\n"
-            message += "  on a machine that runs models: pip install 'megatron-toolkit[train]'"
+            message += "  on a machine that runs models: pip install 'megatron-toolkit[data,train]'"
             typer.secho(message, err=True, fg=typer.colors.RED)
             raise typer.Exit(ExitCode.USER_ERROR) from None
         except KeyboardInterrupt:

@@ -115,6 +115,8 @@ class StageContext:
     local_rank: int = 0
     device: str = "cpu"
     """``cpu`` or ``cuda``; on ``cuda`` the rank's own GPU is ``cuda:{local_rank}``."""
+    phase: str | None = None
+    """The one phase of a sharded stage to work on, or ``finish``; None: all of them, here."""
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
@@ -135,6 +137,10 @@ class StageContext:
             shutil.rmtree(path)
         path.mkdir(parents=True)
         return path
+
+    def runs(self, phase: str) -> bool:
+        """Whether this process works on a phase of a sharded stage."""
+        return self.phase is None or self.phase == phase
 
     def path(self, reference: str) -> Path:
         """Where an input is: an artifact's folder, or a plain path."""

@@ -19,6 +19,8 @@ from toolkit.artifacts import ArtifactType
 from toolkit.errors import ToolkitError
 
 SAMPLE_PREFIX = "sample:"
+FINISH = "finish"
+"""The last phase of a sharded stage: one task, which publishes."""
 
 
 class Settings(BaseModel):
@@ -97,6 +99,13 @@ class StageConfig(Settings):
         """The smallest world size that these settings allow."""
         return 1
 
+    def phases(self) -> tuple[str, ...]:
+        """Of a sharded stage: what is done one after another, each by all ranks.
+
+        A single task named ``finish`` comes behind them and publishes the artifact.
+        """
+        return ("work",)
+
     def world_size(self) -> int:
         """Ranks this stage runs on: what ``resources`` asks, or the least that it needs."""
         per_node = self.resources.ntasks_per_node
@@ -119,8 +128,9 @@ class StageKind:
     summary: str
     """One line for the help text and the README's table."""
     spread: Spread = "process"
-    """``process``: one; ``ranks``: one per GPU with a rendezvous; ``shards``: an array of tasks."""
-    extras: tuple[str, ...] = field(default=("train",))
+    """``process``: one; ``ranks``: one per GPU with a rendezvous; ``shards``: an array of tasks
+    for each of ``StageConfig.phases``, which need not run at one time, and a last task."""
+    extras: tuple[str, ...] = field(default=("data", "train"))
     """The optional dependencies it needs, as in ``pip install megatron-toolkit[train]``."""
 
     def load(self) -> Callable[..., Any]:

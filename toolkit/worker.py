@@ -1,7 +1,8 @@
 """What every job runs: ``python -m toolkit.worker STAGE_DIR``, once per rank.
 
 It reads ``stage.yaml``, runs the stage's function, and returns an exit code (``ExitCode``). Ranks
-come from the environment (RANK, WORLD_SIZE, LOCAL_RANK), as torchrun and Slurm's templates set it.
+come from the environment (RANK, WORLD_SIZE, LOCAL_RANK), as torchrun and Slurm's templates set it;
+TOOLKIT_PHASE names the one phase of a sharded stage to work on.
 Rank 0 holds the stage's lock and writes ``state.json``; a rank that fails leaves its reason in
 ``errors/rank-N.json``.
 """
@@ -39,11 +40,13 @@ from toolkit.pipeline.state import (
     read_state,
     write_state,
 )
-from toolkit.stage import StageConfig
+from toolkit.stage import FINISH, StageConfig
 
 logger = logging.getLogger("toolkit.worker")
 ERRORS = "errors"
 DIES_WITH_PARENT = "TOOLKIT_DIES_WITH_PARENT"
+PHASE = "TOOLKIT_PHASE"
+"""In the environment: the one phase of a sharded stage to work on."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -92,7 +95,7 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
         outcome = _attempt(kind.load, config, context)
         _record_error(folder, context.rank, outcome)
         if context.rank == 0:
-            _end(folder, state, outcome, time.monotonic() - started)
+            _end(context, state, outcome, time.monotonic() - started)
     return outcome.code
 
 
@@ -115,6 +118,7 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         device=detect_device(),
         stop=stop,
+        phase=os.environ.get(PHASE),
     )
 
 
@@ -149,14 +153,17 @@ def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
             "pid": os.getpid(),
             "world_size": context.world_size,
             "device": context.device,
+            **({"phase": context.phase} if context.phase else {}),
         }
     )
     write_state(folder, state)
     return state
 
 
-def _end(folder: Path, state: StageState, outcome: Outcome, seconds: float) -> None:
-    state.status = outcome.status
+def _end(context: StageContext, state: StageState, outcome: Outcome, seconds: float) -> None:
+    folder = context.folder
+    to_come = outcome.status == "complete" and context.phase not in (None, FINISH)
+    state.status = "pending" if to_come else outcome.status
     state.error = outcome.error
     state.seconds += seconds
     if outcome.status == "complete":

@@ -131,4 +131,4 @@ def test_a_stage_on_a_login_node_says_what_to_install(login_node: Path) -> None:
     )
     done = toolkit(login_node, "run", "one.yaml")
     assert done.returncode in (1, 2), done.stdout + done.stderr
-    assert "train]" in done.stdout + done.stderr
+    assert "data]" in done.stdout + done.stderr

@@ -150,11 +150,13 @@ STAGES = (
         config=TrainTokenizerConfig,
         run="toolkit.data.tokenizer:run",
         summary="train a byte-level BPE tokenizer with special tokens and a chat template",
+        extras=("data",),
     ),
     StageKind(
         name="tokenize",
         config=TokenizeConfig,
         run="toolkit.data.tokenize:run",
         summary="text to Megatron's indexed .bin/.idx, strict or with a quarantine",
+        extras=("data",),
     ),
 )

@@ -20,7 +20,7 @@ OPTIONAL = {
     "k8s": "submitting to Kubernetes",
     "track": "W&B and MLflow (the sinks for metrics come next)",
 }
-"""What each optional extra is for. ``train`` and ``gpu`` have checks of their own."""
+"""What each optional extra is for. ``data``, ``train`` and ``gpu`` have checks of their own."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +188,18 @@ def check_megatron_core(torch: Torch) -> Iterator[Finding]:
 
 
 def check_training_stack(torch: Torch) -> Iterator[Finding]:
-    """The other packages of the ``train`` extra."""
+    """The other packages of the ``data`` and ``train`` extras."""
     apart = {"torch", "megatron-core"}
-    packages = [p for p in requirements("train") if p.requirement.name not in apart]
+    whole = (*requirements("data"), *requirements("train"))
+    packages = [p for p in whole if p.requirement.name not in apart]
     missing = [p.requirement.name for p in packages if p.installed is None]
     wrong = [p for p in packages if p.installed is not None and not p.in_range]
     if wrong:
         yield _out_of_range("training stack", wrong, "fail")
     if missing and torch.installed:
-        yield Finding("training stack", "warn", f"missing: {', '.join(missing)}", install("train"))
+        yield Finding(
+            "training stack", "warn", f"missing: {', '.join(missing)}", install("data,train")
+        )
     elif missing and not wrong:
         yield Finding("training stack", "info", "not installed, as is right on a login node")
     elif not wrong:

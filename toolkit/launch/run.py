@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from toolkit.artifacts import MANIFEST
 from toolkit.errors import ExitCode
 from toolkit.launch.local import Interrupt, Result, run_local
-from toolkit.launch.spec import launch_spec
+from toolkit.launch.spec import launch_specs
 from toolkit.pipeline.run import Run, Task
 from toolkit.tracking import PROGRESS
 
@@ -54,10 +54,13 @@ def _work(task: Task, interrupt: Interrupt, view: View) -> ExitCode:
     task.folder.mkdir(parents=True, exist_ok=True)
     task.file.write(task.folder)
     (task.folder / PROGRESS).unlink(missing_ok=True)
-    spec = launch_spec(task, sys.executable)
-    view.started(task, spec.world_size)
+    specs = launch_specs(task, sys.executable)
+    view.started(task, specs[0].world_size)
     started = time.monotonic()
-    result = run_local(spec, interrupt, lambda: view.progress(task, read_progress(task.folder)))
+    for spec in specs:
+        result = run_local(spec, interrupt, lambda: view.progress(task, read_progress(task.folder)))
+        if result.code != ExitCode.OK:
+            break
     if result.code == ExitCode.OK and not (task.folder / "artifact" / MANIFEST).is_file():
         message = "the stage ended without its artifact: this is a bug of the stage"
         result = Result(ExitCode.STAGE_FAILED, {"message": message})

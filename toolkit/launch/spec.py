@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.run import Task
+from toolkit.stage import FINISH
+from toolkit.worker import PHASE
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,26 @@ class LaunchSpec:
         return self.nodes * self.ntasks_per_node
 
 
-def launch_spec(task: Task, python: str, needs: Sequence[str] = ()) -> LaunchSpec:
-    """The job that works on one stage; a stage that does not spread over ranks gets one task."""
-    kind = stage_kinds()[task.config.kind]
-    resources = task.config.resources
-    spreads = kind.spread == "ranks"
-    nodes = resources.nodes if spreads else 1
-    return LaunchSpec(
+def launch_specs(task: Task, python: str, needs: Sequence[str] = ()) -> tuple[LaunchSpec, ...]:
+    """The jobs that work on one stage, one after another.
+
+    A sharded stage that is given several ranks has a job for each phase and a last one that
+    finishes; any other stage has one job, and one rank where it doesn't spread.
+    """
+    spread = stage_kinds()[task.config.kind].spread
+    ranks = 1 if spread == "process" else task.config.world_size()
+    nodes = 1 if spread == "process" else task.config.resources.nodes
+    whole = LaunchSpec(
         stage=task.name,
         folder=task.folder,
         argv=(python, "-m", "toolkit.worker", str(task.folder)),
         nodes=nodes,
-        ntasks_per_node=task.config.world_size() // nodes if spreads else 1,
-        cpus_per_task=resources.cpus_per_task,
+        ntasks_per_node=ranks // nodes,
+        cpus_per_task=task.config.resources.cpus_per_task,
         dependencies=tuple(needs),
     )
+    if spread != "shards" or ranks == 1:
+        return (whole,)
+    phases = [replace(whole, environment={PHASE: phase}) for phase in task.config.phases()]
+    last = replace(whole, environment={PHASE: FINISH}, nodes=1, ntasks_per_node=1)
+    return (*phases, last)
