@@ -5,7 +5,8 @@ ten seconds; here numpy does. Layout of the index, little-endian: ``MMIDIDX\\0\\
 u8 dtype code, u64 S sequences, u64 D = documents + 1, i32[S] lengths in tokens, i64[S] byte
 offsets, i64[D] document boundaries, and i8[S] modes in multimodal data.
 
-Each document is one sequence. Files appear by a rename when they are whole, the index last.
+A document is one sequence, or several: the sentences of a text, the examples of a packed row.
+Files appear by a rename when they are whole, the index last.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def idx_path(prefix: Path) -> Path:
 
 
 class IndexedWriter:
-    """Writes documents as they come; the index is kept in memory, 4 bytes a document.
+    """Writes documents as they come; the index is kept in memory, 8 bytes a document.
 
     Use as a context manager: leaving it puts both files in place, leaving it by an exception
     removes what was written.
@@ -69,13 +70,17 @@ class IndexedWriter:
     Args:
         prefix: path without ``.bin``.
         vocab_size: decides the dtype, and bounds the token ids.
+        dtype: another one than the vocabulary's, such as u8 for a loss mask.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
+    def __init__(
+        self, prefix: Path, vocab_size: int, dtype: type[np.number[Any]] | None = None
+    ) -> None:
         self.prefix, self.vocab_size = prefix, vocab_size
-        self.dtype = token_dtype(vocab_size)
+        self.dtype = dtype or token_dtype(vocab_size)
         self.documents = self.tokens = 0
         self._lengths: list[npt.NDArray[np.int32]] = []
+        self._sequences: list[npt.NDArray[np.int32]] = []
 
     def __enter__(self) -> Self:
         self._bin = _temporary(bin_path(self.prefix)).open("wb", buffering=0)
@@ -86,22 +91,28 @@ class IndexedWriter:
         tokens: Tokens,
         lengths: npt.NDArray[np.int64],
         name: Callable[[int], str] | None = None,
+        *,
+        sequences: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Append documents.
 
         Args:
             tokens: of all the documents, one after another.
-            lengths: tokens of each document; they add up to ``len(tokens)``.
+            lengths: tokens of each sequence; they add up to ``len(tokens)``.
             name: what an error calls the document of an index into ``lengths``.
+            sequences: of each document, adding up to ``len(lengths)``; by default one.
 
         Raises:
             DataError: a token id outside the vocabulary; nothing of this call is written.
         """
         assert lengths.sum() == len(tokens), "lengths don't add up to the number of tokens"
         self._refuse_outside(tokens, lengths, name)
+        counts = np.ones(len(lengths), np.int32) if sequences is None else sequences
+        assert counts.sum() == len(lengths), "the documents don't have all the sequences"
         self._lengths.append(_as_int32(lengths, self.prefix))
+        self._sequences.append(counts.astype(np.int32))
         self._append(tokens.astype(self.dtype).data.cast("B"))
-        self.documents += len(lengths)
+        self.documents += len(counts)
         self.tokens += len(tokens)
 
     def _append(self, data: memoryview) -> None:
@@ -154,7 +165,8 @@ class IndexedWriter:
         offsets = np.zeros(len(lengths), np.int64)
         np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
         offsets *= np.dtype(self.dtype).itemsize
-        boundaries = np.arange(len(lengths) + 1, dtype=np.int64)
+        counts = np.concatenate([np.zeros(1, np.int32), *self._sequences])
+        boundaries = np.cumsum(counts, dtype=np.int64)
         header = HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(lengths), len(boundaries))
         return header, lengths.data, offsets.data, boundaries.data
 
