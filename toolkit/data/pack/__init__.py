@@ -1,0 +1,1 @@
+"""Stages between tokens and training: packed rows, splits by documents, blends."""
