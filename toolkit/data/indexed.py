@@ -83,7 +83,7 @@ class IndexedWriter:
         self._sequences: list[npt.NDArray[np.int32]] = []
 
     def __enter__(self) -> Self:
-        self._bin = _temporary(bin_path(self.prefix)).open("wb", buffering=0)
+        self._bin = temporary(bin_path(self.prefix)).open("wb", buffering=0)
         return self
 
     def write(
@@ -144,31 +144,46 @@ class IndexedWriter:
                 self._finish()
         finally:
             self._bin.close()
-            for path in (bin_path(self.prefix), idx_path(self.prefix)):
-                _temporary(path).unlink(missing_ok=True)
+            temporary(bin_path(self.prefix)).unlink(missing_ok=True)
 
     def _finish(self) -> None:
         os.fsync(self._bin.fileno())
-        index, data = idx_path(self.prefix), bin_path(self.prefix)
-        with _temporary(index).open("wb") as stream:
-            for part in self._index():
+        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
+        counts = np.concatenate([np.zeros(1, np.int32), *self._sequences])
+        write_index(self.prefix, self.dtype, lengths, np.cumsum(counts, dtype=np.int64))
+
+
+def write_index(
+    prefix: Path,
+    dtype: type[np.number[Any]],
+    lengths: npt.NDArray[np.int32],
+    boundaries: npt.NDArray[np.int64],
+) -> None:
+    """Put an index, and the tokens that wait under a temporary name, in their places.
+
+    Args:
+        prefix: path without ``.bin``; the tokens are at ``temporary(bin_path(prefix))``, flushed.
+        dtype: of the tokens.
+        lengths: tokens of each sequence.
+        boundaries: the sequence at which each document begins, and at last how many there are.
+    """
+    offsets = np.zeros(len(lengths), np.int64)
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+    offsets *= np.dtype(dtype).itemsize
+    header = HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths), len(boundaries))
+    index, data = idx_path(prefix), bin_path(prefix)
+    try:
+        with temporary(index).open("wb") as stream:
+            for part in (header, lengths.data, offsets.data, boundaries.data):
                 stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         index.unlink(missing_ok=True)  # an old index must never stand beside new tokens
-        _temporary(data).replace(data)
-        _temporary(index).replace(index)
-        sync(index.parent)
-
-    def _index(self) -> Sequence[bytes | memoryview]:
-        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
-        offsets = np.zeros(len(lengths), np.int64)
-        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        offsets *= np.dtype(self.dtype).itemsize
-        counts = np.concatenate([np.zeros(1, np.int32), *self._sequences])
-        boundaries = np.cumsum(counts, dtype=np.int64)
-        header = HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(lengths), len(boundaries))
-        return header, lengths.data, offsets.data, boundaries.data
+        temporary(data).replace(data)
+        temporary(index).replace(index)
+    finally:
+        temporary(index).unlink(missing_ok=True)
+    sync(index.parent)
 
 
 @dataclass(frozen=True)
@@ -300,5 +315,6 @@ def _as_int32(lengths: npt.NDArray[np.int64], prefix: Path) -> npt.NDArray[np.in
     return lengths.astype(np.int32)
 
 
-def _temporary(path: Path) -> Path:
+def temporary(path: Path) -> Path:
+    """Where a file is written before it has its name."""
     return path.with_name(f".{path.name}.tmp")
