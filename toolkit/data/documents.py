@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from toolkit.data.config import SampleBy
-from toolkit.data.readers import BadRecord, OnBad, RecordReader, key_problem, refuse
+from toolkit.data.readers import RecordReader
+from toolkit.data.records import BadRecord, OnBad, Place, key_problem, refuse
+from toolkit.data.shards import Part
 from toolkit.data.sources import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A text, and where it was read."""
 
     text: str
-    where: str
+    place: Place
+    number: int
+
+    @property
+    def where(self) -> str:
+        """``corpus.jsonl:17``."""
+        return self.place.where(self.number)
 
 
 class DocumentReader:
     """Reads the documents of sources, and counts: ``read = documents + empty + bad``.
 
     Args:
-        sources: from ``expand``.
+        sources: from ``expand``, or parts from ``plan_shards``.
         text_key: the key, or column, that holds the text; nothing to ``.txt`` files.
         on_bad: takes what is no record, and records without a text; without it the first is a
             DataError.
@@ -34,7 +40,7 @@ class DocumentReader:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Source | Part],
         text_key: str = "text",
         on_bad: OnBad | None = None,
         sample_by: SampleBy = "document",
@@ -74,7 +80,7 @@ class DocumentReader:
                 self.empty += 1
             else:
                 self.documents += 1
-                yield Document(text, record.where)
+                yield Document(text, record.place, record.number)
 
     def _no_text(self, value: dict[str, Any]) -> tuple[str, bytes]:
         raw = orjson.dumps(value, default=str)

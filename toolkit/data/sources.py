@@ -7,9 +7,10 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from toolkit.data.samples import check_sample
 from toolkit.errors import DataError
@@ -47,6 +48,8 @@ class Source:
     """None for a sample."""
     size: int = 0
     """Bytes on disk; 0 for a sample."""
+    mtime_ns: int = 0
+    """When the file was last written, in nanoseconds; 0 where nothing is known."""
 
 
 def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
@@ -135,15 +138,53 @@ def _file(path: Path) -> Source:
     if suffix is None:
         raise DataError("the file's suffix names no known format", where=str(path), hint=_formats())
     try:
-        size = path.stat().st_size
+        stat = path.stat()
     except OSError as error:
-        raise DataError(f"can't be read: {error.strerror}", where=str(path)) from error
+        raise unreadable(str(path), error) from error
     if not path.is_file():
         raise DataError("not a regular file", where=str(path))
-    if size == 0:
+    if stat.st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), hint="leave it out")
     form, compression = FORMATS[suffix]
-    return Source(str(path), form, compression, path, size)
+    return Source(str(path), form, compression, path, stat.st_size, stat.st_mtime_ns)
+
+
+@contextmanager
+def open_file(source: Source) -> Iterator[BinaryIO]:
+    """Open a source that has a path, unbuffered.
+
+    Raises:
+        DataError: the file can't be opened, or was changed since ``expand`` saw it.
+    """
+    assert source.path is not None
+    try:
+        file = source.path.open("rb", buffering=0)
+    except OSError as error:
+        raise unreadable(source.name, error) from error
+    with file:
+        check_unchanged(source, file)
+        yield file
+
+
+def check_unchanged(source: Source, file: BinaryIO) -> None:
+    """Compare an open file with what ``expand`` saw.
+
+    Raises:
+        DataError: its size or modification time is another now.
+    """
+    stat = os.fstat(file.fileno())
+    if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
+        raise DataError(
+            f"the file was changed since the work was planned: it had {source.size:,} bytes and "
+            f"has {stat.st_size:,}, or was written again",
+            where=source.name,
+            hint="let nothing write to the sources; then run again with --fresh",
+        )
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """The error for a file that the system refuses to open or read."""
+    return DataError(f"can't be read: {error.strerror or error}", where=name)
 
 
 def _refuse_twice(found: Sequence[tuple[str, Source]]) -> None:

@@ -1,0 +1,109 @@
+"""Shards: the sources cut and put together into pieces of work of about equal size.
+
+A large file whose format allows it is cut into parts, small files are put together, and what can't
+be cut (compressed files, ``.json`` arrays, whole-file documents) stays whole. Reading the parts of
+all shards in order gives exactly the records of the sources, however they are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from toolkit.data.config import SampleBy
+from toolkit.data.sources import Source
+
+SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A source, or a piece of one that can be read by itself.
+
+    ``start`` and ``stop`` are bytes in files of lines: a part owns the records that *begin* in
+    ``[start, stop)``, wherever they end. They are row groups in parquet files and record batches
+    in arrow files.
+    """
+
+    source: Source
+    start: int = 0
+    stop: int | None = None
+    """None: to the end."""
+    size: int = 0
+    """Bytes on disk, for progress."""
+
+    @classmethod
+    def of(cls, source: Source) -> Part:
+        """All of a source."""
+        return cls(source, size=source.size)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its source."""
+        return self.start == 0 and self.stop is None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Parts that one task reads, one after another."""
+
+    index: int
+    parts: tuple[Part, ...]
+    size: int
+    """Bytes on disk."""
+
+
+def plan_shards(
+    sources: Sequence[Source],
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    sample_by: SampleBy = "document",
+) -> list[Shard]:
+    """Cut and group the sources into shards of about ``shard_bytes``; order is kept.
+
+    The same sources give the same shards. A shard holds one source at least, so that one file that
+    can't be cut makes a shard of its size.
+
+    Args:
+        sources: from ``expand``.
+        shard_bytes: bytes on disk of a shard, about.
+        sample_by: what one document is in a ``.txt`` file; whole files are not cut.
+
+    Raises:
+        DataError: a parquet or arrow file that can't be read.
+    """
+    shards: list[Shard] = []
+    parts: list[Part] = []
+    size = 0
+    for part in (part for source in sources for part in cut(source, shard_bytes, sample_by)):
+        if parts and size + part.size > shard_bytes:
+            shards.append(Shard(len(shards), tuple(parts), size))
+            parts, size = [], 0
+        parts.append(part)
+        size += part.size
+    if parts:
+        shards.append(Shard(len(shards), tuple(parts), size))
+    return shards
+
+
+def cut(source: Source, shard_bytes: int, sample_by: SampleBy = "document") -> list[Part]:
+    """The parts of one source, each of at most about ``shard_bytes``, equal in size."""
+    count = -(-source.size // shard_bytes)
+    if count <= 1 or source.compression:
+        return [Part.of(source)]
+    if source.format == "jsonl" or (source.format == "txt" and sample_by != "document"):
+        return list(_parts(source, source.size, count))
+    if source.format == "parquet":
+        from toolkit.data.read_columns import row_groups
+
+        return list(_parts(source, row_groups(source), count))
+    return [Part.of(source)]
+
+
+def _parts(source: Source, units: int, count: int) -> Iterator[Part]:
+    """``count`` parts of ``units`` bytes or row groups, or as many as there are units."""
+    count = max(1, min(count, units))
+    for index in range(count):
+        start, stop = index * units // count, (index + 1) * units // count
+        size = source.size * stop // units - source.size * start // units if units else source.size
+        yield Part(source, start, stop if index < count - 1 else None, size)
