@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,6 +46,8 @@ __all__ = [
     "PreferenceFormat",
     "Role",
     "Tally",
+    "conversations_of",
+    "preferences_of",
     "read_conversations",
     "read_preferences",
 ]
@@ -75,6 +77,23 @@ class Tally:
         named = self.examples.setdefault(reason, [])
         if len(named) < NAMED:
             named.append(where)
+
+    def drop_bad(self, bad: BadRecord) -> None:
+        """Count what is no record at all: a reader's ``on_bad``."""
+        self.read += 1
+        self.drop(MALFORMED, f"{bad.where}: {bad.reason}")
+
+    def __add__(self, other: Tally) -> Tally:
+        """The rows of both; of each reason the first few stay named."""
+        examples = {k: list(v) for k, v in self.examples.items()}
+        for reason, named in other.examples.items():
+            examples[reason] = (examples.get(reason, []) + named)[:NAMED]
+        return Tally(
+            self.read + other.read,
+            self.formats + other.formats,
+            self.dropped + other.dropped,
+            examples,
+        )
 
     def warn(self) -> None:
         """Log every reason for which rows were dropped, with the first of them."""
@@ -113,13 +132,28 @@ def read_conversations(
     Raises:
         DataError: with ``file:line``, the keys found and what is expected.
     """
+    counts = Tally() if tally is None else tally
+    records = _records(sources, on_error, counts)
+    found = conversations_of(records, format, columns, on_error=on_error, tally=counts)
+    return found if tally is not None else _warned(found, counts)
+
+
+def conversations_of(
+    records: Iterable[Record],
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    *,
+    on_error: OnError = "stop",
+    tally: Tally,
+) -> Iterator[Conversation]:
+    """The conversations of records that are read elsewhere; as ``read_conversations``."""
     _require(format, LAYOUTS, columns, CONVERSATION_FIELDS)
 
     def read(row: Row, where: str) -> tuple[str, list[Conversation]]:
         name = recognise(row, where) if format == "auto" else format
         return name, list(convert(row, name, where))
 
-    return _read(sources, read, columns, on_error, tally)
+    return _read(records, read, columns, on_error, tally)
 
 
 def read_preferences(
@@ -135,13 +169,28 @@ def read_preferences(
     Raises:
         DataError: with ``file:line``, the keys found and what is expected.
     """
+    counts = Tally() if tally is None else tally
+    records = _records(sources, on_error, counts)
+    found = preferences_of(records, format, columns, on_error=on_error, tally=counts)
+    return found if tally is not None else _warned(found, counts)
+
+
+def preferences_of(
+    records: Iterable[Record],
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    *,
+    on_error: OnError = "stop",
+    tally: Tally,
+) -> Iterator[Preference]:
+    """The pairs of records that are read elsewhere; as ``read_preferences``."""
     _require(format, READERS, columns, PREFERENCE_FIELDS)
 
     def read(row: Row, where: str) -> tuple[str, list[Preference]]:
         name = recognise_preference(row, where) if format == "auto" else format
         return name, [convert_preference(row, name, where)]
 
-    return _read(sources, read, columns, on_error, tally)
+    return _read(records, read, columns, on_error, tally)
 
 
 def _require(
@@ -160,14 +209,13 @@ def _require(
 
 
 def _read(
-    sources: str | Path | Sequence[str | Path],
+    records: Iterable[Record],
     read: Callable[[Row, str], tuple[str, list[Item]]],
     columns: Mapping[str, str] | None,
     on_error: OnError,
-    tally: Tally | None,
+    counts: Tally,
 ) -> Iterator[Item]:
-    counts = tally or Tally()
-    for record in _records(sources, on_error, counts):
+    for record in records:
         counts.read += 1
         try:
             name, items = read(rename(record.value, columns, record.where), record.where)
@@ -180,18 +228,14 @@ def _read(
         else:
             counts.formats[name] += 1
             yield from items
-    if tally is None:
-        counts.warn()
+
+
+def _warned(items: Iterator[Item], counts: Tally) -> Iterator[Item]:
+    yield from items
+    counts.warn()
 
 
 def _records(
     sources: str | Path | Sequence[str | Path], on_error: OnError, counts: Tally
 ) -> Iterator[Record]:
-    if on_error == "stop":
-        return read_records(sources)
-
-    def drop(bad: BadRecord) -> None:
-        counts.read += 1
-        counts.drop(MALFORMED, f"{bad.where}: {bad.reason}")
-
-    return read_records(sources, drop)
+    yield from read_records(sources, counts.drop_bad if on_error == "drop" else None)

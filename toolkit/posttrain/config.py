@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from toolkit.artifacts import ArtifactType
 from toolkit.data.chat_formats import CONVERSATION_FIELDS, ConversationFormat
 from toolkit.data.chat_preferences import PREFERENCE_FIELDS, PreferenceFormat
+from toolkit.data.chat_settings import known_columns
 from toolkit.posttrain.settings import NotNegative, TunedConfig, with_learning_rate
 from toolkit.stage import Reference, StageConfig, StageKind
 
@@ -56,7 +57,7 @@ class SftConfig(TunedConfig):
     @field_validator("columns")
     @classmethod
     def _columns_are_known(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
-        return _known(columns, CONVERSATION_FIELDS)
+        return known_columns(columns, CONVERSATION_FIELDS)
 
 
 class DpoConfig(TunedConfig):
@@ -101,7 +102,7 @@ class DpoConfig(TunedConfig):
     @field_validator("columns")
     @classmethod
     def _columns_are_known(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
-        return _known(columns, PREFERENCE_FIELDS)
+        return known_columns(columns, PREFERENCE_FIELDS)
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:
@@ -136,16 +137,6 @@ class MergeConfig(StageConfig):
     def artifact_type(self) -> ArtifactType:
         """Always ``model``."""
         return "model"
-
-
-def _known(columns: dict[str, str] | None, fields: tuple[str, ...]) -> dict[str, str] | None:
-    unknown = [field for field in columns or () if field not in fields]
-    if unknown:
-        raise ValueError(
-            f"columns maps the unknown field {unknown[0]}; our fields are {', '.join(fields)}, "
-            "and each is given the name of a key of the files"
-        )
-    return columns
 
 
 DPO_LOSSES: tuple[str, ...] = get_args(DpoLoss)

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
+from toolkit.data.chat_account import Counts, log_account, require_learnable
 from toolkit.data.chat_preferences import Preference
 from toolkit.data.chat_tokens import ChatTokenizer, PairTokens
 from toolkit.data.chat_turns import UnusableError, message
 from toolkit.data.conversations import Tally, read_preferences
-from toolkit.posttrain.account import Counts, log_account, require_learnable
 from toolkit.posttrain.collapse import CollapseAlarm
 from toolkit.posttrain.config import DpoConfig
 from toolkit.posttrain.loop import Metrics, StageCallback, before_training, evaluate, train

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
+from toolkit.data.chat_settings import ChatSettings
 from toolkit.stage import Operational, Reference, Resources, Settings, StageConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -51,7 +52,7 @@ class PeftSettings(Settings):
         return self
 
 
-class RowSettings(Settings):
+class RowSettings(ChatSettings):
     """Which rows are read, and how."""
 
     data: list[Source] = Field(
@@ -67,39 +68,11 @@ class RowSettings(Settings):
         description="Without held_out: this share of the data is held out, chosen by the seed.",
     )
     max_held_out: Count = Field(default=1000, description="Rows held out at most.")
-    columns: dict[str, str] | None = Field(
-        default=None,
-        description="For files with other keys, ours to theirs: {prompt: question, completion: "
-        "answer}.",
-    )
-    on_error: Literal["stop", "drop"] = Field(
-        default="stop",
-        description="What a malformed row does: stop the stage, or be dropped, counted and named. "
-        "Rows with nothing to learn from (an empty answer) are always dropped, counted and named.",
-    )
-    chat_template: Literal["model", "chatml", "plain", "none"] = Field(
-        default="model",
-        description="model: the tokenizer's own; chatml or plain: ours, saved with the result; "
-        "none: prompt and answer as they are, then EOS.",
-    )
-    chat_template_path: Annotated[str, Reference(files=True)] | None = Field(
-        default=None,
-        description="A .jinja file instead, saved with the result; it must mark the assistant's "
-        "text and its end token with {% generation %}.",
-    )
     max_length: Annotated[int, Field(ge=8)] | None = Field(
         default=None,
         description="Tokens of a row at most, the rest is cut off at the end and counted; by "
         f"default the model's context, at most {DEFAULT_MAX_LENGTH}.",
     )
-
-    @model_validator(mode="after")
-    def _one_template(self) -> Self:
-        if self.chat_template_path and self.chat_template != "model":
-            raise ValueError(
-                f"chat_template_path besides chat_template {self.chat_template}; set one of them"
-            )
-        return self
 
 
 class TrainingSettings(Settings):

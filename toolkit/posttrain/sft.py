@@ -11,11 +11,11 @@ from datasets import Dataset
 
 from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
+from toolkit.data.chat_account import Counts, log_account, require_learnable
 from toolkit.data.chat_tokens import ChatTokenizer, Tokens
 from toolkit.data.chat_turns import UnusableError
 from toolkit.data.conversations import Conversation, Tally, read_conversations
 from toolkit.errors import StageError
-from toolkit.posttrain.account import Counts, log_account, require_learnable
 from toolkit.posttrain.config import SftConfig
 from toolkit.posttrain.loop import StageCallback, before_training, evaluate, train
 from toolkit.posttrain.rows import Account, Row, Rows, stored_rows

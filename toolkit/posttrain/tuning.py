@@ -14,13 +14,13 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts import Artifact, write_json
 from toolkit.context import StageContext
+from toolkit.data.chat_template import Template, choose_template
 from toolkit.data.chat_tokens import ChatTokenizer
 from toolkit.errors import ToolkitError
 from toolkit.hf import base_folder, load_model, load_tokenizer
 from toolkit.posttrain.loop import Metrics, full_disk_is_told
 from toolkit.posttrain.rows import Rows, held_out_count, split_off
 from toolkit.posttrain.settings import DEFAULT_MAX_LENGTH, TunedConfig
-from toolkit.posttrain.templates import Template, choose_template
 from toolkit.posttrain.trainer import uses_bf16
 from toolkit.stage import SAMPLE_PREFIX
 

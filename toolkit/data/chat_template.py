@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl.chat_template_utils import get_training_chat_template
-
 from toolkit.data.tokenizer_folder import TEMPLATES
 from toolkit.errors import ToolkitError
 
@@ -65,6 +63,8 @@ def _own(tokenizer: Any) -> Template:
         )
     if GENERATION.search(own):
         return Template(own, saved=False)
+    from trl.chat_template_utils import get_training_chat_template  # slow, and rarely needed
+
     try:
         known = get_training_chat_template(tokenizer)
     except ValueError:

@@ -54,6 +54,11 @@ class Counts:
             self.ended += end is not None
             self.ends.update([] if end is None else [end])
 
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of both."""
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Counts(**sums | {"longest": max(self.longest, other.longest)})
+
     def as_account(self, tally: Tally) -> dict[str, Any]:
         """Plain values for ``info``: the rows read, dropped and used, and the sums."""
         sums = {k: v for k, v in vars(self).items() if k != "ends"}
