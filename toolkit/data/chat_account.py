@@ -66,13 +66,16 @@ class Counts:
         return {**tally.as_info(), **sums, "trained_share": share, "ends": dict(self.ends)}
 
 
-def require_learnable(account: dict[str, Any], what: str, source: str) -> None:
+def require_learnable(
+    account: dict[str, Any], what: str, source: str, limit: str = "max_length"
+) -> None:
     """Refuse rows that teach nothing, or never how to stop.
 
     Args:
         account: from ``Counts.as_account``.
         what: the name of the rows, for the message.
         source: the files they come from.
+        limit: the setting that rows are cut at.
 
     Raises:
         DataError: no row is left, no token is trained, or no answer's end token is.
@@ -86,17 +89,17 @@ def require_learnable(account: dict[str, Any], what: str, source: str) -> None:
     if not account["trained_tokens"]:
         raise DataError(f"no token of the {what} is trained", where=source)
     if not account["ended"]:
-        cut = f"; {account['cut_rows']} rows are cut at max_length" if account["cut_rows"] else ""
+        cut = f"; {account['cut_rows']} rows are cut at {limit}" if account["cut_rows"] else ""
         raise DataError(
             f"none of the {account['answers']} answers of the {what} has its end token in the "
             f"loss, so the model would never learn to stop{cut}",
             where=source,
-            hint="raise max_length if rows are cut; else the chat template must have the end token "
+            hint=f"raise {limit} if rows are cut; else the chat template must have the end token "
             "between {% generation %} and {% endgeneration %}",
         )
 
 
-def log_account(account: dict[str, Any], what: str) -> None:
+def log_account(account: dict[str, Any], what: str, limit: str = "max_length") -> None:
     """Say what is trained, before it is."""
     logger.info(
         "%s: %d of %d rows; %d tokens, %.1f %% of them trained; %d of %d answers with their end "
@@ -115,9 +118,10 @@ def log_account(account: dict[str, Any], what: str) -> None:
         logger.warning("%s: %d rows dropped: %s (%s)", what, count, reason, first)
     if account["cut_rows"]:
         logger.warning(
-            "%s: %d rows cut at max_length, %d tokens lost",
+            "%s: %d rows cut at %s, %d tokens lost",
             what,
             account["cut_rows"],
+            limit,
             account["cut_tokens"],
         )
     if account.get("example"):

@@ -117,7 +117,8 @@ class _Rows:
         first, rows, each = np.array(self._steps, np.int64).T
         sizes = rows * each
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.repeat(first, sizes) + within // np.repeat(each, sizes)
+        placed: Integers = np.repeat(first, sizes) + within // np.repeat(each, sizes)
+        return placed
 
 
 class Levels:

@@ -1,0 +1,139 @@
+"""Packed rows on disk, in Megatron's own format: a row is a document, its examples are sequences.
+
+Every row has exactly ``seq_length`` tokens, so ``PREFIX.bin`` is a matrix of (rows, seq_length).
+What the examples leave free is one more sequence, of padding. Beside it ``PREFIX_loss_mask`` has a
+u8 for every token: 1 where the token is to be predicted, by those in front of it in its example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.data.indexed import IndexedWriter, bin_path, idx_path, read_header
+from toolkit.data.pack.bestfit import Packing
+from toolkit.data.pack.examples import Examples, Integers
+
+MASK = "_loss_mask"
+MASK_VALUES = 2
+BLOCK = 1 << 22
+"""Tokens in memory at a time."""
+
+
+def mask_prefix(prefix: Path) -> Path:
+    """``text_document`` to ``text_document_loss_mask``."""
+    return prefix.with_name(prefix.name + MASK)
+
+
+@dataclass
+class Written:
+    """What was written."""
+
+    rows: int = 0
+    tokens: int = 0
+    """Of examples; the rest of the rows is padding."""
+    trained_tokens: int = 0
+    """Tokens that are predicted: those of mask 1 that are not the first of their example."""
+
+
+def write_rows(
+    examples: Examples,
+    packing: Packing,
+    seq_length: int,
+    pad_id: int,
+    target: Path,
+    vocab_size: int,
+    progress: Callable[[int], None],
+) -> Written:
+    """Copy the examples' tokens and masks into rows, a block of rows at a time.
+
+    Args:
+        target: prefix of the tokens; the mask's is ``mask_prefix(target)``.
+        progress: told the number of rows written so far.
+
+    Raises:
+        DataError: a token id outside the vocabulary.
+    """
+    sources = [_Source(pair.tokens, pair.mask) for pair in examples.pairs]
+    written = Written()
+    step = max(1, BLOCK // seq_length)
+    with (
+        IndexedWriter(target, vocab_size) as tokens,
+        IndexedWriter(mask_prefix(target), MASK_VALUES, np.uint8) as masks,
+    ):
+        for first in range(0, len(packing), step):
+            starts = packing.starts[first : first + step + 1]
+            chosen = packing.order[starts[0] : starts[-1]]
+            block = _Block(examples, chosen, np.diff(starts), seq_length)
+            row_tokens, row_masks = block.gather(sources, pad_id)
+            lengths, sequences = block.sequences()
+            tokens.write(row_tokens, lengths, sequences=sequences)
+            masks.write(row_masks, lengths, sequences=sequences)
+            written.rows += len(sequences)
+            written.tokens += int(block.length.sum())
+            written.trained_tokens += int(row_masks.sum()) - int(row_masks[block.begin].sum())
+            progress(written.rows)
+    return written
+
+
+class _Source:
+    """A pair's tokens and mask, mapped."""
+
+    def __init__(self, tokens: Path, mask: Path | None) -> None:
+        self.tokens = _map(tokens)
+        self.mask = None if mask is None else _map(mask)
+
+
+def _map(prefix: Path) -> npt.NDArray[np.number[Any]]:
+    data, header = bin_path(prefix), read_header(idx_path(prefix))
+    if not data.stat().st_size:
+        return np.zeros(0, header.dtype)
+    return np.memmap(data, dtype=header.dtype, mode="r")
+
+
+class _Block:
+    """Some neighbouring rows: where each token comes from, and where it goes."""
+
+    def __init__(
+        self, examples: Examples, chosen: Integers, counts: Integers, seq_length: int
+    ) -> None:
+        self.counts, self.seq_length = counts, seq_length
+        self.length = examples.length[chosen]
+        self._pair, self._start = examples.pair[chosen], examples.start[chosen]
+        ends = np.cumsum(self.length)
+        before = np.concatenate([[0], ends])
+        self._last = np.cumsum(counts)
+        self.used = before[self._last] - before[self._last - counts]
+        """Tokens of examples in each row."""
+        free = np.cumsum(seq_length - self.used) - (seq_length - self.used)
+        self.begin: Integers = ends - self.length + np.repeat(free, counts)
+        """Each example's place in the block."""
+
+    def sequences(self) -> tuple[Integers, Integers]:
+        """Lengths of the sequences, padding last in its row, and how many each row has."""
+        free = self.seq_length - self.used
+        padded = free > 0
+        lengths = np.insert(self.length, self._last[padded], free[padded])
+        return lengths, self.counts + padded
+
+    def gather(
+        self, sources: list[_Source], pad_id: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """The tokens and the mask of the rows, one row after another."""
+        size = len(self.counts) * self.seq_length
+        tokens = np.full(size, pad_id, np.int64)
+        mask = np.zeros(size, np.uint8)
+        for number in np.unique(self._pair):
+            own = self._pair == number
+            source, length = sources[number], self.length[own]
+            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+            there = np.repeat(self._start[own], length) + within
+            here = np.repeat(self.begin[own], length) + within
+            tokens[here] = source.tokens[there]
+            mask[here] = 1 if source.mask is None else source.mask[there]
+        return tokens, mask
