@@ -1,35 +1,50 @@
-"""Text to token ids: gigatoken where it agrees with ``tokenizers``, else ``tokenizers`` itself.
+"""Text to token ids, by gigatoken or by the tokenizer's own library.
 
 A special token that stands literally in a text stays text: ``<|endoftext|>`` in a document is
-encoded as those thirteen characters.
+encoded as those thirteen characters. Nothing is added before or after a text. Each encoder works
+on one thread: processes, each with its own, measure faster than threads in one. Libraries are
+imported by the encoder that needs them: a worker process starts with one of them alone.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
+import tempfile
+from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+import orjson
 
+from toolkit.data.bpe_ranks import (
+    CL100K_PATTERN,
+    GPT2_PATTERN,
+    O200K_PATTERN,
+    TEKKEN_PATTERN,
+    Ranks,
+)
+from toolkit.data.tokenizer_folder import TokenizerFolder, open_sentencepiece
 from toolkit.errors import ToolkitError
 
-logger = logging.getLogger(__name__)
+SEPARATOR = "\x00<|toolkit:document|>\x00"
+"""Stands between the texts of a batch that gigatoken encodes in one call."""
+CACHE_BYTES = 384 << 20
+"""By how much a process may grow through gigatoken's cache, which itself has no bound."""
+GIGATOKEN_SCHEMES = {
+    GPT2_PATTERN: "gpt2",
+    CL100K_PATTERN: "gpt4",
+    O200K_PATTERN: "o200k",
+    TEKKEN_PATTERN: "nemotron",
+}
+"""gigatoken's name for the splitting of each pattern of ranks that it has."""
 
-PROBE_DOCUMENTS, PROBE_CHARACTERS = 256, 1 << 20
-"""How many documents, and how much of them at most, the parity probe encodes twice."""
-HARD_TEXTS = (
-    " leading and trailing ",
-    "tabs\tand\r\nnew lines\n\n\n  indented\n",
-    "don't we'll I'M 1234567890 3.14159 x**2 != y",
-    "na\u00efve e\u0301 \u4e2d\u6587\u5b57\u7b26 \u0645\u0631\u062d\u0628\u0627",
-    "\U0001f469\u200d\U0001f680 \u00a0\u2003|\ufeff|\x00|\x7f",
-)
-"""Texts on which implementations are known to differ: blanks, numbers, scripts, controls."""
+
+class Unsupported(Exception):
+    """Why gigatoken can't take a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -51,115 +66,225 @@ class Encoder(Protocol):
 
 
 class TokenizersEncoder:
-    """The reference: Hugging Face's ``tokenizers``."""
+    """Hugging Face's ``tokenizers``."""
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, *, parse_special_tokens: bool = False) -> None:
+        from tokenizers import Tokenizer
+
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.encode_special_tokens = not parse_special_tokens
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
     def encode_batch(self, texts: list[str]) -> Encoded:
         """Encode texts; threads as ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS`` say."""
-        ids = [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        tokens = np.concatenate([np.zeros(0, np.uint32), *(np.array(i, np.uint32) for i in ids)])
-        return Encoded(tokens, lengths)
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return joined([np.array(encoding.ids, np.uint32) for encoding in found])
+
+
+class SentencePieceEncoder:
+    """Google's sentencepiece; user-defined symbols are pieces like others, control symbols text."""
+
+    name = "sentencepiece"
+
+    def __init__(self, model: Path) -> None:
+        self._processor = open_sentencepiece(model)
+
+    def encode_batch(self, texts: list[str]) -> Encoded:
+        """Encode texts."""
+        return joined([np.array(self._processor.encode(text), np.uint32) for text in texts])
+
+
+class TiktokenEncoder:
+    """OpenAI's tiktoken, for its own files and for tekken's."""
+
+    name = "tiktoken"
+
+    def __init__(self, ranks: Ranks, *, parse_special_tokens: bool = False) -> None:
+        from tiktoken import Encoding
+
+        self._encoding = Encoding(
+            "ranks",
+            pat_str=ranks.pattern,
+            mergeable_ranks=dict(ranks.ids),
+            special_tokens=dict(ranks.special_tokens) if parse_special_tokens else {},
+        )
+
+    def encode_batch(self, texts: list[str]) -> Encoded:
+        """Encode texts."""
+        encode = partial(self._encoding.encode, allowed_special="all")
+        return joined([np.array(encode(text), np.uint32) for text in texts])
 
 
 class GigatokenEncoder:
-    """The fast one, some hundred times faster than ``tokenizers`` on byte-level BPE.
+    """gigatoken: ten to a hundred times faster than the libraries, where it has the tokenizer.
 
-    Raises:
-        ImportError: gigatoken is not installed.
-        ValueError: a tokenizer of a kind that it doesn't have.
+    A batch goes to it as one text with ``SEPARATOR`` between the documents: so one call gives one
+    array, and its import of awkward (0.2 s) is not needed.
+
+    Args:
+        load: makes gigatoken's tokenizer, and says which id ``SEPARATOR`` has in it, if any.
+        offset: what is to be added to every id.
     """
 
     name = "gigatoken"
 
-    def __init__(self, tokenizer_json: str) -> None:
-        import gigatoken
+    def __init__(self, load: Callable[[], tuple[Any, int | None]], offset: int = 0) -> None:
+        self._load, self._offset = load, offset
+        self._tokenizer: Any = None
+        self._start()
 
-        self._tokenizer = gigatoken.Tokenizer.from_json(_without_special_tokens(tokenizer_json))
+    def _start(self) -> None:
+        self._tokenizer = None
+        self._tokenizer, self._separator = self._load()
+        self._resident = resident_bytes()
 
     def encode_batch(self, texts: list[str]) -> Encoded:
-        """Encode texts on the threads that ``RAYON_NUM_THREADS`` gives."""
-        layout = self._tokenizer.encode_batch(texts).layout
-        offsets = np.asarray(layout.offsets.data, np.int64)
-        tokens = np.asarray(layout.content.data, np.uint32)[offsets[0] : offsets[-1]]
-        return Encoded(tokens, np.diff(offsets))
+        """Encode texts."""
+        if resident_bytes() - self._resident > CACHE_BYTES:
+            self._start()
+        content = SEPARATOR.encode().join([text.encode() for text in texts])
+        if self._separator is None or content.count(SEPARATOR.encode()) != len(texts) - 1:
+            encoded = joined([self._tokenizer.encode(text) for text in texts])
+        else:
+            encoded = split(self._tokenizer.encode(content), self._separator)
+        if self._offset:
+            np.add(encoded.tokens, np.uint32(self._offset), out=encoded.tokens)
+        return encoded
 
 
-def _without_special_tokens(tokenizer_json: str) -> str:
-    """A ``tokenizer.json`` that finds no special token in a text, and adds none around it."""
-    settings: dict[str, Any] = json.loads(tokenizer_json)
+def joined(tokens: list[npt.NDArray[np.uint32]]) -> Encoded:
+    """The tokens of each text, put together."""
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    return Encoded(np.concatenate([np.zeros(0, np.uint32), *tokens]), lengths)
+
+
+def split(tokens: npt.NDArray[np.uint32], separator: int) -> Encoded:
+    """The tokens of texts that ``separator`` stands between."""
+    inner = tokens != separator
+    bounds = np.flatnonzero(~inner)
+    ends = np.append(bounds, len(tokens))
+    starts = np.concatenate([[0], bounds + 1])
+    return Encoded(tokens[inner], ends - starts)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds; 0 where the system doesn't say (no ``/proc``)."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * 4096
+
+
+def open_encoder(
+    tokenizer: TokenizerFolder, backend: str, *, parse_special_tokens: bool = False
+) -> Encoder:
+    """The encoder of a tokenizer by a backend that ``choose_backend`` named.
+
+    Raises:
+        ToolkitError: the backend is no library of this tokenizer, or can't parse special tokens.
+    """
+    if backend == "gigatoken":
+        return open_gigatoken(tokenizer, parse_special_tokens=parse_special_tokens)
+    if backend != tokenizer.library:
+        raise ToolkitError(
+            f"backend {backend} does not read this tokenizer",
+            where=str(tokenizer.files[0]),
+            hint=f"set backend: auto, gigatoken or {tokenizer.library}",
+        )
+    if tokenizer.json is not None:
+        return TokenizersEncoder(tokenizer.json, parse_special_tokens=parse_special_tokens)
+    if tokenizer.kind != "sentencepiece":
+        return TiktokenEncoder(tokenizer.ranks, parse_special_tokens=parse_special_tokens)
+    if parse_special_tokens:
+        raise ToolkitError(
+            "sentencepiece finds no special tokens in text",
+            where=str(tokenizer.files[0]),
+            hint="set parse_special_tokens: false, or put a tokenizer.json beside the model",
+        )
+    return SentencePieceEncoder(tokenizer.files[0])
+
+
+def open_gigatoken(
+    tokenizer: TokenizerFolder, *, parse_special_tokens: bool = False
+) -> GigatokenEncoder:
+    """gigatoken's encoder of a tokenizer, which need not be right: see ``choose_backend``.
+
+    Raises:
+        ImportError: gigatoken is not installed.
+        Unsupported, ValueError, RuntimeError: it does not have this kind of tokenizer.
+    """
+    if tokenizer.json is not None:
+        content, separator = _for_gigatoken(tokenizer.json, parse_special_tokens)
+        return GigatokenEncoder(lambda: _byte_level(content, separator))
+    if parse_special_tokens:
+        raise Unsupported("it is used for special tokens of a tokenizer.json alone")
+    if tokenizer.kind == "sentencepiece":
+        return GigatokenEncoder(lambda: (_sentencepiece(tokenizer.files[0]), None))
+    ranks = tokenizer.ranks
+    return GigatokenEncoder(lambda: _ranks(ranks), min(ranks.ids.values()))
+
+
+def _for_gigatoken(tokenizer_json: str, parse_special_tokens: bool) -> tuple[bytes, int]:
+    """A ``tokenizer.json`` that finds ``SEPARATOR`` in a text, and special tokens only if asked.
+
+    Also the id that the separator gets: one that no other token has.
+    """
+    settings: dict[str, Any] = orjson.loads(tokenizer_json)
     added = settings.get("added_tokens") or []
-    settings["added_tokens"] = [token for token in added if not token.get("special")]
+    vocabulary = settings["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    separator = max([*ids, *(token["id"] for token in added)], default=-1) + 1
+    kept = [t for t in added if parse_special_tokens or not t.get("special")]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    mark = {"id": separator, "content": SEPARATOR, **plain, "special": True}
+    settings["added_tokens"] = [*kept, mark]
     settings["post_processor"] = settings["truncation"] = settings["padding"] = None
-    return json.dumps(settings)
+    return orjson.dumps(settings), separator
+
+
+def _byte_level(tokenizer_json: bytes, separator: int) -> tuple[Any, int | None]:
+    from gigatoken.gigatoken_rs import BPETokenizer, load_hf_json
+
+    tokenizer = load_hf_json(tokenizer_json)
+    # What SentencePiece puts before a text it would put after every separator, or before none.
+    return tokenizer, separator if isinstance(tokenizer, BPETokenizer) else None
+
+
+def _sentencepiece(model: Path) -> Any:
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+    from gigatoken.gigatoken_rs import load_hf_json
+
+    settings = orjson.loads(sentencepiece_to_tokenizer_json(model.read_bytes()))
+    added = [token for token in settings["added_tokens"] if not token["special"]]
+    return load_hf_json(orjson.dumps({**settings, "added_tokens": added}))
+
+
+def _ranks(ranks: Ranks) -> tuple[Any, int]:
+    from gigatoken.gigatoken_rs import BPETokenizer
+
+    scheme = GIGATOKEN_SCHEMES.get(ranks.pattern)
+    if scheme is None:
+        raise Unsupported(f"it does not split by the pattern {ranks.pattern[:40]!r}...")
+    first = min(ranks.ids.values())
+    separator = max(ranks.ids.values()) - first + 1
+    with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
+        for token, identity in ranks.ids.items():
+            file.write(b64encode(token) + b" %d\n" % (identity - first))
+        file.flush()
+        return BPETokenizer.from_tiktoken(file.name, scheme, {SEPARATOR: separator}), separator
 
 
 def choose_encoder(
-    tokenizer_json: str, documents: Sequence[str], backend: str = "auto"
+    tokenizer_json: str | None, documents: list[str], backend: str = "auto"
 ) -> tuple[Encoder, str]:
-    """The encoder to use, and why in one sentence.
+    """``choose_backend`` and ``open_encoder`` for the content of a ``tokenizer.json``."""
+    from toolkit.data.backends import choose_backend
 
-    Args:
-        tokenizer_json: content of the file.
-        documents: some of those to come; gigatoken must agree with ``tokenizers`` on them, and on
-            ``HARD_TEXTS`` and the special tokens written out.
-        backend: ``tokenizers`` for that alone; ``gigatoken`` for an error where it can't be used;
-            ``auto`` for the fastest that is right.
-
-    Raises:
-        ToolkitError: ``gigatoken`` is asked for and can't be used.
-    """
-    reference = TokenizersEncoder(tokenizer_json)
-    if backend == "tokenizers":
-        return reference, "asked for"
-    fast, why_not = _gigatoken(tokenizer_json)
-    texts = _probe_texts(tokenizer_json, documents)
-    if fast is not None:
-        why_not = _difference(reference, fast, texts)
-        if not why_not:
-            return fast, f"equal to tokenizers on {len(texts)} probe texts"
-    if backend == "gigatoken":
-        raise ToolkitError(
-            f"backend gigatoken can't be used: {why_not}", hint="set backend: auto or tokenizers"
-        )
-    logger.warning("falling back from gigatoken to tokenizers, which is slower: %s", why_not)
-    return reference, f"gigatoken can't be used: {why_not}"
-
-
-def _gigatoken(tokenizer_json: str) -> tuple[GigatokenEncoder | None, str]:
-    try:
-        return GigatokenEncoder(tokenizer_json), ""
-    except ImportError as error:
-        return None, f"not installed ({error})"
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        return None, f"it doesn't take this tokenizer ({str(error).partition(chr(10))[0]})"
-
-
-def _probe_texts(tokenizer_json: str, documents: Sequence[str]) -> list[str]:
-    added = json.loads(tokenizer_json).get("added_tokens") or []
-    literals = [f"a {token['content']}b{token['content']}" for token in added]
-    size = max(1, PROBE_CHARACTERS // max(1, min(len(documents), PROBE_DOCUMENTS)))
-    return [*HARD_TEXTS, *literals, *(text[:size] for text in documents[:PROBE_DOCUMENTS])]
-
-
-def _difference(reference: Encoder, other: Encoder, texts: list[str]) -> str:
-    """What the first text is that two encoders encode differently; nothing where none is."""
-    expected, found = reference.encode_batch(texts), other.encode_batch(texts)
-    if np.array_equal(expected.lengths, found.lengths) and np.array_equal(
-        expected.tokens, found.tokens
-    ):
-        return ""
-    for text in texts:
-        one, two = reference.encode_batch([text]).tokens, other.encode_batch([text]).tokens
-        if not np.array_equal(one, two):
-            return (
-                f"its tokens differ on {text[:60]!r}: {two[:12].tolist()} for {one[:12].tolist()}"
-            )
-    return "its tokens differ between batches"
+    tokenizer = TokenizerFolder(Path(), "tokenizers", ())
+    tokenizer.__dict__["json"] = tokenizer_json
+    name, why = choose_backend(tokenizer, documents, backend)
+    return open_encoder(tokenizer, name), why

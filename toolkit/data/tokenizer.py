@@ -12,7 +12,7 @@ from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
 from toolkit.data.config import END_OF_TURN, EOD_TOKEN, TrainTokenizerConfig
 from toolkit.data.documents import DocumentReader
-from toolkit.data.encoders import TokenizersEncoder
+from toolkit.data.encoders import open_encoder
 from toolkit.data.inputs import expand_inputs
 from toolkit.data.sources import Source
 from toolkit.data.tokenizer_folder import open_tokenizer, write_tokenizer
@@ -116,7 +116,7 @@ def _info(built: Any, texts: Texts, config: TrainTokenizerConfig) -> dict[str, A
             "what comes after uses the real size",
             *(folder.vocab_size, config.vocab_size, config.min_frequency),
         )
-    encoded = TokenizersEncoder(folder.json).encode_batch(texts.measured)
+    encoded = open_encoder(folder, folder.library).encode_batch(texts.measured)
     measured = sum(len(text.encode()) for text in texts.measured)
     return {
         "vocab_size": folder.vocab_size,

@@ -1,22 +1,42 @@
-"""Hugging Face tokenizer folders: writing one, and taking one into a dataset."""
+"""Tokenizer folders of every kind: finding what defines a tokenizer, copying it, writing one.
+
+A folder may hold a Hugging Face ``tokenizer.json``, a ``tekken.json``, a ``.tiktoken`` file, a
+SentencePiece model, or BERT's ``vocab.txt``; where it has several, the first of these is taken.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.artifacts import sha256, write_json
+from toolkit.data.bpe_ranks import (
+    END_OF_TEXT,
+    TIKTOKEN_SETTINGS,
+    Ranks,
+    is_tiktoken,
+    read_tekken,
+    read_tiktoken,
+    settings_of,
+)
 from toolkit.data.config import END_OF_TURN, EOD_TOKEN, PAD_TOKEN, TrainTokenizerConfig
 from toolkit.errors import DataError, ToolkitError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TokenizerKind = Literal["tokenizers", "sentencepiece", "tiktoken", "tekken"]
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TEKKEN_JSON = "tekken.json"
+BERT_VOCABULARY = "vocab.txt"
+SENTENCEPIECE_MODEL = "tokenizer.model"
 CHAT_TEMPLATE = "chat_template.jinja"
 CARRIED = (
     TOKENIZER_JSON,
@@ -26,33 +46,84 @@ CARRIED = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
+    SENTENCEPIECE_MODEL,
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    TEKKEN_JSON,
+    TIKTOKEN_SETTINGS,
+    BERT_VOCABULARY,
 )
 """The files that make a tokenizer; of a model's folder these alone are copied."""
-PLAIN_TEXTS = ("The quick brown fox jumps over 13 lazy dogs, again.", "One line\nand another")
-"""What a converted tokenizer must encode as the original does."""
+LIBRARIES: dict[TokenizerKind, str] = {
+    "tokenizers": "tokenizers",
+    "sentencepiece": "sentencepiece",
+    "tiktoken": "tiktoken",
+    "tekken": "tiktoken",
+}
+"""The library whose tokens are right by definition, for each kind."""
 TEMPLATES = Path(__file__).parent / "chat_templates"
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A folder with a ``tokenizer.json``."""
+    """A tokenizer of any kind; its files are read when something of them is asked for."""
 
     folder: Path
-    json: str
-    """Content of the ``tokenizer.json``."""
-    vocabulary: Mapping[str, int]
-    """Every token's id, added tokens included."""
+    kind: TokenizerKind
+    files: tuple[Path, ...]
+    """What defines it; the first is the one that its library opens."""
 
-    @property
+    @cached_property
+    def json(self) -> str | None:
+        """Content of the ``tokenizer.json``, or one made of a ``vocab.txt``; None without."""
+        if self.kind != "tokenizers":
+            return None
+        if self.files[0].suffix == ".txt":
+            return str(_word_piece(self.files[0], self._settings()).to_str())
+        try:
+            return self.files[0].read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8: {error}", where=str(self.files[0])) from error
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """What a tiktoken or tekken file holds."""
+        read = {"tiktoken": read_tiktoken, "tekken": read_tekken}[self.kind]
+        return read(self.files[0])
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token's id, added tokens included; tokens that are no text are left out.
+
+        Raises:
+            DataError: the tokenizer's library can't read it.
+        """
+        if self.kind == "tokenizers":
+            return _vocabulary_of_json(self.json or "", self.files[0])
+        if self.kind == "sentencepiece":
+            model = open_sentencepiece(self.files[0])
+            return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+        return self.ranks.vocabulary
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id; more than the number of tokens where ids have gaps."""
+        if self.kind in ("tiktoken", "tekken"):
+            return self.ranks.vocab_size
         return max(self.vocabulary.values()) + 1
 
     @property
+    def library(self) -> str:
+        """The library that this kind of tokenizer belongs to."""
+        return LIBRARIES[self.kind]
+
+    @cached_property
     def sha256(self) -> str:
-        """Of the ``tokenizer.json``: what ties a dataset to the tokenizer that made it."""
-        return sha256(self.folder / TOKENIZER_JSON)
+        """Of the defining file: what ties a dataset to the tokenizer that made it."""
+        if self.json is not None:
+            return hashlib.sha256(self.json.encode()).hexdigest()
+        hashes = [sha256(path) for path in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(str(hashes).encode()).hexdigest()
 
     def id_of(self, token: str, setting: str) -> int:
         """The id of a token that a setting names.
@@ -67,13 +138,31 @@ class TokenizerFolder:
         return self.vocabulary[token]
 
     def eos_token(self) -> str | None:
-        """The ``eos_token`` of the folder's configuration."""
+        """The ``eos_token`` of the folder's configuration, or the one that its kind has."""
         for name in (TOKENIZER_CONFIG, "special_tokens_map.json"):
             path = self.folder / name
             found = _read_json(path).get("eos_token") if path.is_file() else None
             if found is not None:
                 return str(found["content"] if isinstance(found, dict) else found)
-        return None
+        if self.kind == "sentencepiece":
+            model = open_sentencepiece(self.files[0])
+            return str(model.id_to_piece(model.eos_id())) if model.eos_id() >= 0 else None
+        usual = {"tiktoken": END_OF_TEXT, "tekken": "</s>"}.get(self.kind)
+        return usual if usual in self.vocabulary else None
+
+    def special_tokens(self) -> list[str]:
+        """The special tokens, and others that were added: what may stand literally in a text."""
+        if self.json is not None:
+            return [token["content"] for token in json.loads(self.json).get("added_tokens") or []]
+        if self.kind == "sentencepiece":
+            model = open_sentencepiece(self.files[0])
+            ids = range(model.get_piece_size())
+            return [model.id_to_piece(i) for i in ids if model.is_control(i) or model.is_unknown(i)]
+        return list(self.ranks.special_tokens)
+
+    def _settings(self) -> dict[str, Any]:
+        path = self.folder / TOKENIZER_CONFIG
+        return _read_json(path) if path.is_file() else {}
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: TrainTokenizerConfig) -> None:
@@ -100,35 +189,126 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: TrainTokenizerCo
 def take_tokenizer(source: Path, target: Path) -> TokenizerFolder:
     """Copy the tokenizer in a tokenizer's or model's folder to ``target``, and open it there.
 
-    A tokenizer without a ``tokenizer.json`` (SentencePiece) is converted by transformers.
+    It stays of its kind. Only BERT's ``vocab.txt`` becomes a ``tokenizer.json``.
 
     Raises:
         ToolkitError: there is no tokenizer, or none that can be read.
     """
+    found = find_tokenizer(source)
     target.mkdir(parents=True)
-    if (source / TOKENIZER_JSON).is_file():
-        for name in CARRIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
-    else:
-        _convert(source, target)
+    for name in CARRIED:
+        if (found.folder / name).is_file():
+            shutil.copyfile(found.folder / name, target / name)
+    for path in found.files:
+        shutil.copyfile(path, target / _usual_name(path, found.kind))
+    if found.files[0].suffix == ".txt":
+        (target / TOKENIZER_JSON).write_text(found.json or "", encoding="utf-8")
     return open_tokenizer(target)
 
 
-def open_tokenizer(folder: Path) -> TokenizerFolder:
-    """Read a folder that has a ``tokenizer.json``.
+def open_tokenizer(path: Path) -> TokenizerFolder:
+    """Find the tokenizer in a folder, or in a file, and read its vocabulary.
 
     Raises:
-        DataError: ``tokenizers`` can't read it.
+        DataError: there is none, or its library can't read it.
     """
-    path = folder / TOKENIZER_JSON
+    tokenizer = find_tokenizer(path)
+    assert tokenizer.vocab_size > 0
+    return tokenizer
+
+
+def find_tokenizer(path: Path) -> TokenizerFolder:
+    """Find the tokenizer in a folder, or in a file; nothing of it is read yet.
+
+    Raises:
+        DataError: there is none, or several of one kind.
+    """
+    if path.is_file():
+        return _of_file(path, path.parent)
+    for pattern in (TOKENIZER_JSON, TEKKEN_JSON, "*.tiktoken", "*.model", BERT_VOCABULARY):
+        found = sorted(path.glob(pattern))
+        if len(found) > 1 and path / SENTENCEPIECE_MODEL in found:
+            found = [path / SENTENCEPIECE_MODEL]
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise DataError(f"has several tokenizers: {names}", where=str(path))
+        if found:
+            return _of_file(found[0], path)
+    raise DataError(
+        "no tokenizer that can be read",
+        where=str(path),
+        hint=f"looked for {TOKENIZER_JSON}, {TEKKEN_JSON}, *.tiktoken, *.model, {BERT_VOCABULARY}",
+    )
+
+
+def _of_file(path: Path, folder: Path) -> TokenizerFolder:
+    if path.suffix == ".json":
+        return TokenizerFolder(folder, "tekken" if "tekken" in path.name else "tokenizers", (path,))
+    if path.suffix == ".txt":
+        return TokenizerFolder(folder, "tokenizers", (path,))
+    if path.suffix == ".tiktoken" or is_tiktoken(path):
+        settings = settings_of(path)
+        return TokenizerFolder(folder, "tiktoken", (path, settings) if settings else (path,))
+    return TokenizerFolder(folder, "sentencepiece", (path,))
+
+
+def _usual_name(path: Path, kind: TokenizerKind) -> str:
+    """Under which name the file is found again: versions (``.model.v3``) are left out."""
+    if kind == "sentencepiece":
+        return path.name if path.suffix == ".model" else SENTENCEPIECE_MODEL
+    if kind == "tekken":
+        return TEKKEN_JSON
+    if kind == "tokenizers" and path.suffix == ".json":
+        return TOKENIZER_JSON
+    return BERT_VOCABULARY if path.suffix == ".txt" else path.name
+
+
+def open_sentencepiece(path: Path) -> Any:
+    """The ``SentencePieceProcessor`` of a model file.
+
+    Raises:
+        DataError: sentencepiece can't read it.
+    """
+    from sentencepiece import SentencePieceProcessor
+
     try:
-        text = path.read_text(encoding="utf-8")
-        vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        return SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise DataError(f"not a readable SentencePiece model: {reason}", where=str(path)) from error
+
+
+def _vocabulary_of_json(text: str, path: Path) -> Mapping[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        vocabulary: dict[str, int] = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:
         # tokenizers raises plain Exception for whatever it can't parse
         raise DataError(f"not a readable tokenizer: {error}", where=str(path)) from error
-    return TokenizerFolder(folder, text, vocabulary)
+    return vocabulary
+
+
+def _word_piece(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """BERT's tokenizer of a ``vocab.txt``, with the defaults of transformers' ``BertTokenizer``."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokens = path.read_text(encoding="utf-8").split("\n")
+    vocabulary = {token.rstrip("\r"): i for i, token in enumerate(tokens) if token.strip()}
+    unknown = str(settings.get("unk_token") or "[UNK]")
+    if unknown not in vocabulary:
+        raise DataError(f"the vocabulary has no {unknown}", where=str(path))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = (unknown, "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    tokenizer.add_special_tokens([token for token in special if token in vocabulary])
+    return tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -139,39 +319,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError("not a JSON object", where=str(path))
     return found
-
-
-def _convert(source: Path, target: Path) -> None:
-    """Let transformers make a ``tokenizer.json``, and refuse one that encodes plain text wrongly.
-
-    It takes the class that the folder names on trust: a unigram model called ``LlamaTokenizer``
-    becomes a BPE that gives other tokens than the model was trained on.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"no tokenizer that can be read: {error}", where=str(source)) from error
-    if not (target / TOKENIZER_JSON).is_file():
-        raise DataError(
-            f"the tokenizer has no {TOKENIZER_JSON} and can't be converted to one",
-            where=str(source),
-        )
-    for model in sorted(source.glob("*.model")):
-        _compare(model, target / TOKENIZER_JSON)
-
-
-def _compare(model: Path, converted: Path) -> None:
-    from sentencepiece import SentencePieceProcessor
-
-    original, tokenizer = SentencePieceProcessor(str(model)), Tokenizer.from_file(str(converted))
-    for text in PLAIN_TEXTS:
-        expected = original.encode(text)
-        found = tokenizer.encode(text, add_special_tokens=False).ids
-        if found != expected:
-            raise DataError(
-                f"converted to {TOKENIZER_JSON} it encodes {text!r} as {found}, not {expected}",
-                where=str(model),
-                hint=f"put a {TOKENIZER_JSON} beside it, made by the program that trained it",
-            )
