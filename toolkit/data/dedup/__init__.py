@@ -1,0 +1,1 @@
+"""Exact and near deduplication over any number of shards, and n-gram decontamination."""

@@ -1,0 +1,106 @@
+"""Arrays on disk, and documents numbered over all shards.
+
+Files are plain little-endian arrays without a header, so that they can be appended to while their
+length is not known yet, and mapped into memory after.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.uint64]
+
+
+def mapped(path: str | Path, dtype: npt.DTypeLike) -> Array:
+    """The array in a file, read as it is used; ``reshape`` it where it has rows."""
+    if Path(path).stat().st_size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def between(values: Array, start: int, stop: int) -> slice:
+    """Where a sorted u64 array has its values from ``start`` to below ``stop`` (up to 2**64)."""
+    first = np.searchsorted(values, np.uint64(start))
+    if stop > np.iinfo(np.uint64).max:
+        return slice(int(first), len(values))
+    return slice(int(first), int(np.searchsorted(values, np.uint64(stop))))
+
+
+def spans(counts: Array, starts: Array) -> npt.NDArray[np.int64]:
+    """The indices of ragged rows: ``counts[i]`` of them from ``starts[i]`` on, one row after
+    another."""
+    begins = np.cumsum(counts) - counts
+    index: npt.NDArray[np.int64] = np.repeat(starts - begins, counts)
+    index += np.arange(len(index))
+    return index
+
+
+def hash_range(part: int, parts: int) -> tuple[int, int]:
+    """The ``part``-th of ``parts`` equal ranges of 64-bit hashes: first, and first of the next."""
+    return (part << 64) // parts, ((part + 1) << 64) // parts
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shards of a run in the order of their sources: document ids count through all of them."""
+
+    folders: tuple[str, ...]
+    """Where ``DocumentHashes`` wrote each shard's files."""
+    counts: tuple[int, ...]
+    """Documents of each shard."""
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The id of each shard's first document, and the number of all documents."""
+        return np.cumsum([0, *self.counts])
+
+    @property
+    def documents(self) -> int:
+        """Documents of all shards."""
+        return sum(self.counts)
+
+    def path(self, shard: int, name: str) -> Path:
+        """A file of a shard."""
+        return Path(self.folders[shard], name)
+
+    def by_shard(self, ids: Ids) -> list[tuple[int, slice]]:
+        """For sorted ids: each shard that has some of them, and which."""
+        cuts = np.searchsorted(ids, self.starts.astype(np.uint64)).tolist()
+        pairs = enumerate(itertools.pairwise(cuts))
+        return [(shard, slice(a, b)) for shard, (a, b) in pairs if a < b]
+
+    def gather(self, ids: Ids, name: str, dtype: npt.DTypeLike, width: int = 1) -> Array:
+        """Rows of a file that has one row of ``width`` values for each document, in any order."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        rows = np.empty((len(unique), width), dtype)
+        for shard, where in self.by_shard(unique):
+            index = unique[where].astype(np.int64) - self.starts[shard]
+            rows[where] = mapped(self.path(shard, name), dtype).reshape(-1, width)[index]
+        return rows[inverse]
+
+
+def removed_between(folders: Sequence[str | Path], start: int, stop: int) -> tuple[Ids, Ids]:
+    """What tasks removed of the ids from ``start`` to below ``stop``: ids, sorted, and for each the
+    document that is kept in its stead."""
+    removed, kept = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    for folder in folders:
+        ids = mapped(Path(folder, REMOVED), np.uint64)
+        where = between(ids, start, stop)
+        removed.append(ids[where])
+        kept.append(mapped(Path(folder, KEPT), np.uint64)[where])
+    ids = np.concatenate(removed)
+    order = np.argsort(ids)
+    return ids[order], np.concatenate(kept)[order]
+
+
+REMOVED, KEPT = "removed.bin", "kept.bin"
+"""u64: ids of removed documents, sorted, and of those that stay in their stead."""

@@ -1,0 +1,110 @@
+"""MinHash signatures at the cost of one hash per shingle, instead of one per shingle and value.
+
+After Dahlgaard, Knudsen, Thorup: Fast Similarity Sketching (FOCS 2017). In round t every shingle
+falls into one of ``num_perm`` bins with the value (t, hash), and a bin keeps its least value. Once
+a document has filled all its bins, later rounds can't change them. So each bin is a true MinHash:
+two documents agree in it with a probability equal to the Jaccard similarity of their sets, and the
+share of bins that agree estimates it without bias and with no more variance than independent
+permutations have. Long documents need a round or two. Bins that are empty after ``ROUNDS`` (of
+documents of few shingles) take the least hash over all shingles, of a function of the bin's own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.data.dedup.shingles import Shingles
+from toolkit.data.dedup.words import Hashes, Offsets, mix
+
+ROUNDS = 16
+EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
+PRODUCT = 1 << 20
+"""Pairs of bin and shingle that are hashed at once."""
+DOCUMENTS = 512
+"""Documents of which the bins are filled at once: what fits a processor's cache."""
+
+_STEP = 0x9E3779B97F4A7C15
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+Signatures = npt.NDArray[np.uint16]
+
+
+def signatures(shingles: Shingles, num_perm: int) -> Signatures:
+    """The signatures of documents, u16[documents, num_perm]; without shingles, all 65535.
+
+    Values are cut to 16 bits: that different ones look equal (1 in 65,536) is far below the
+    estimate's own error.
+    """
+    bounds, documents = shingles.offsets, len(shingles.offsets) - 1
+    result = np.full((documents, num_perm), 0xFFFF, np.uint16)
+    for start in range(0, documents, DOCUMENTS):
+        stop = min(start + DOCUMENTS, documents)
+        hashes = shingles.hashes[bounds[start] : bounds[stop]]
+        bins = _bins(hashes, np.diff(bounds[start : stop + 1]), num_perm)
+        result[start:stop] = (mix(bins) >> np.uint64(48)).astype(np.uint16)
+    result[shingles.counts == 0] = 0xFFFF
+    return result
+
+
+def estimate(left: Signatures, right: Signatures) -> npt.NDArray[np.float32]:
+    """The Jaccard similarity that signatures, row by row, let expect."""
+    agreeing: npt.NDArray[np.float32] = np.mean(left == right, axis=1, dtype=np.float32)
+    return agreeing
+
+
+def band_keys(rows: Signatures, bands: int, width: int) -> Hashes:
+    """A 64-bit hash of each band of ``width`` values; u64[documents, bands]."""
+    used = rows[:, : bands * width].reshape(len(rows), bands, width)
+    keys = np.zeros((len(rows), bands), np.uint64)
+    for column in range(width):
+        keys = mix((keys + used[:, :, column]) * np.uint64(_STEP))
+    return keys
+
+
+def _bins(hashes: Hashes, counts: Offsets, num_perm: int) -> Hashes:
+    """The least value in each bin, as round << 32 | 32 bits; u64[documents, num_perm]."""
+    documents = len(counts)
+    bins = np.full(documents * num_perm, EMPTY)
+    owners = np.repeat(np.arange(documents) * num_perm, counts)
+    for step in range(ROUNDS):
+        if step:
+            unfilled = (bins.reshape(documents, num_perm) == EMPTY).any(axis=1)
+            todo = np.repeat(unfilled, counts)
+            if not todo.any():
+                break
+            _fill(bins, hashes[todo], owners[todo], num_perm, step)
+        else:
+            _fill(bins, hashes, owners, num_perm, step)
+    shaped = bins.reshape(documents, num_perm)
+    _fill_rest(shaped, hashes, counts)
+    return shaped
+
+
+def _fill(bins: Hashes, hashes: Hashes, owners: Offsets, num_perm: int, step: int) -> None:
+    mixed = mix(hashes + np.uint64(_STEP * (step + 1) & (2**64 - 1)))
+    places = ((mixed >> _HALF) * np.uint64(num_perm) >> _HALF).astype(np.int64)
+    values = (mixed & _LOW) | np.uint64(step << 32)
+    np.minimum.at(bins, owners + places, values)
+
+
+def _fill_rest(bins: Hashes, hashes: Hashes, counts: Offsets) -> None:
+    """Fill what is empty still: for each empty bin, hash all the document's shingles."""
+    documents, places = np.nonzero((bins == EMPTY) & (counts > 0)[:, None])
+    if not len(documents):
+        return
+    starts = np.cumsum(counts) - counts
+    sizes = counts[documents]
+    ends = np.cumsum(sizes)
+    cuts = np.searchsorted(ends, np.arange(0, ends[-1], PRODUCT), side="left").tolist()
+    for first, last in zip(cuts, [*cuts[1:], len(documents)], strict=True):
+        if first == last:
+            continue
+        size = sizes[first:last]
+        begins = np.cumsum(size) - size
+        index = np.arange(size.sum()) + np.repeat(starts[documents[first:last]] - begins, size)
+        salt = mix((places[first:last].astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP))
+        mixed = mix(hashes[index] ^ np.repeat(salt, size))
+        least = np.minimum.reduceat(mixed, begins) & _LOW
+        bins[documents[first:last], places[first:last]] = least | np.uint64(ROUNDS << 32)
