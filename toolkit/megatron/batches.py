@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from toolkit.errors import DataError
+from toolkit.megatron.packed import cumulative_lengths
 
 FILLER = -1
 """Stands for a sample that only fills up a batch: its loss is masked."""
@@ -51,6 +52,8 @@ class Batch:
     labels: Tensor
     loss_mask: Tensor
     position_ids: Tensor
+    cu_seqlens: Tensor | None = None
+    """Of packed rows: where the examples of all rows begin and end, (examples + 1,)."""
 
 
 class Samples(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -95,4 +98,7 @@ def load_batches(
 
 def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     names = ("tokens", "labels", "loss_mask", "position_ids")
-    return {name: torch.stack([sample[name] for sample in samples]) for name in names}
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+    if "lengths" in samples[0]:
+        batch["cu_seqlens"] = cumulative_lengths(samples)
+    return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from toolkit.artifacts import MANIFEST, read_artifact, sha256
 from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader, bin_path, check_indexed, idx_path
+from toolkit.data.pack.dataset import open_dataset
 from toolkit.errors import DataError
 from toolkit.megatron.settings import DataSettings
 
@@ -33,10 +35,20 @@ class Corpus:
     vocab_size: int
     tokenizer: Path
     """A Hugging Face tokenizer folder."""
+    weights: tuple[float, ...] | None = None
+    """Of a blend: each prefix's share of the samples."""
+    splits: Mapping[str, tuple[Path, ...]] | None = None
+    """The prefixes of each part, where a ``split`` stage made them."""
+    masks: tuple[Path, ...] | None = None
+    """Prefixes of the loss masks, where the rows are packed."""
+    packed_length: int | None = None
+    """Tokens of a packed row."""
 
-    def tokens(self) -> tuple[int, ...]:
-        """The number of tokens under each prefix."""
-        return tuple(int(IndexedReader(p).lengths.sum(dtype=np.int64)) for p in self.prefixes)
+    def weight_of(self, prefix: Path) -> float:
+        """What a prefix weighs beside the others: its weight in the blend, or its tokens."""
+        if self.weights is not None:
+            return self.weights[self.prefixes.index(prefix)]
+        return float(IndexedReader(prefix).lengths.sum(dtype=np.int64))
 
 
 def open_corpus(settings: DataSettings, context: StageContext) -> Corpus:
@@ -55,22 +67,32 @@ def open_corpus(settings: DataSettings, context: StageContext) -> Corpus:
 
 
 def _artifact(folder: Path, given: Path | None) -> Corpus:
-    artifact = read_artifact(folder)
-    if artifact.type != "dataset":
-        raise DataError(f"a {artifact.type}, where a dataset was expected", where=str(folder))
-    own = artifact.path(TOKENIZER)
-    recorded = artifact.info.get("tokenizer_sha256")
-    for tokenizer in (own, given):
-        if tokenizer is not None and recorded is not None:
-            _same_tokenizer(tokenizer, recorded, folder)
+    found = open_dataset(read_artifact(folder))
+    for tokenizer in (found.tokenizer, given):
+        if tokenizer is not None and found.tokenizer_sha256 is not None:
+            _same_tokenizer(tokenizer, found.tokenizer_sha256, folder)
+    if found.masks is not None and found.packed_length is None:
+        raise DataError(
+            "the dataset has a loss mask, but its rows are not packed",
+            where=str(folder),
+            hint="give it to a pack stage",
+        )
+    for mask in found.masks or ():
+        check_indexed(mask)
     return Corpus(
-        prefixes=tuple(artifact.path(name) for name in artifact.info["prefixes"]),
-        vocab_size=int(artifact.info["vocab_size"]),
-        tokenizer=own,
+        prefixes=found.prefixes,
+        vocab_size=int(found.info["vocab_size"]),
+        tokenizer=found.tokenizer,
+        weights=found.weights,
+        splits=found.splits,
+        masks=found.masks,
+        packed_length=found.packed_length,
     )
 
 
 def _same_tokenizer(tokenizer: Path, recorded: str, dataset: Path) -> None:
+    if not (tokenizer / TOKENIZER_FILE).is_file():
+        raise DataError(f"no {TOKENIZER_FILE}", where=str(tokenizer))
     found = sha256(tokenizer / TOKENIZER_FILE)
     if found != recorded:
         raise DataError(

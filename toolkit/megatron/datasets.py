@@ -1,10 +1,9 @@
-"""Training and held-out samples: megatron-core's ``GPTDataset`` over a corpus."""
+"""Training and held-out samples: megatron-core's ``GPTDataset`` over a corpus, or packed rows."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,18 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch import distributed
 
-from toolkit.data.indexed import IndexedReader
+from toolkit.artifacts import stat_fingerprint, write_text
+from toolkit.data.indexed import bin_path, idx_path
 from toolkit.errors import DataError
-from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.megatron.corpus import Corpus
-from toolkit.megatron.split import PARTS, Span, cut_by_tokens, spans, tokens_by_documents, tokens_in
+from toolkit.megatron.distributed import process_groups
+from toolkit.megatron.packed import PackedDataset, PackedDatasetConfig
+from toolkit.megatron.partition import Partition, partition
+from toolkit.megatron.split import PARTS
 
 logger = logging.getLogger(__name__)
 
-USED = ("train", "valid")
 COMPLETE = "complete"
 NO_PADDING, NO_EOD = -1, -2
 """No ids of the vocabulary: with the EOS as padding, the model would never learn to stop."""
@@ -52,93 +54,51 @@ class Datasets:
 def build_datasets(corpus: Corpus, config: PretrainConfig, seed: int, work: Path) -> Datasets:
     """Index the corpus into samples of ``seq_length`` tokens, shuffled by ``seed``.
 
+    A blend's parts are drawn by its weights, several prefixes without weights by their tokens.
+
     Every rank calls this; rank 0 writes the indexes under ``work``, the others read them.
 
     Raises:
-        DataError: fewer training tokens than one sample takes.
+        DataError: fewer training tokens than one sample takes, or settings that contradict how the
+            data was split or packed.
     """
     cache = work / "index"
     if distributed.get_rank() == 0:
-        _prepare_cache(cache)
+        _prepare_cache(cache, _state(corpus))
     distributed.barrier()
-    plan = _plan(corpus, config, cache)
-    _refuse_too_few(plan.tokens["train"], config, corpus)
+    plan = partition(corpus, config, cache)
+    _refuse_too_few(plan.tokens.get("train", 0), config, corpus)
     train, valid, _ = _build(plan, corpus, config, seed, cache)
     distributed.barrier()
     if distributed.get_rank() == 0:
-        (cache / COMPLETE).touch()
+        write_text(cache / COMPLETE, _state(corpus))
     if not plan.tokens.get("valid"):
         valid = None
     return Datasets(train, valid, {"split_by": plan.split_by, "tokens": plan.tokens})
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a corpus is cut, and how much each part has."""
+def _prepare_cache(cache: Path, state: str) -> None:
+    """Throw away an index that a crash left unfinished, or that is of other files.
 
-    split_by: str
-    tokens: dict[str, int]
-    prefixes: dict[str, dict[str, int]]
-    """Where the corpus is cut by tokens: each part's prefixes, and their tokens."""
-
-
-def _prepare_cache(cache: Path) -> None:
-    """Throw away an index that a crash left unfinished: Megatron would take it for whole.
-
+    Megatron would take either for whole: it knows an index by the path and the settings alone.
     The mark of a whole one is put back when this attempt, too, has what it needs.
     """
-    if cache.exists() and not (cache / COMPLETE).exists():
+    mark = cache / COMPLETE
+    if cache.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == state):
         shutil.rmtree(cache)
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / COMPLETE).unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
 
 
-def _plan(corpus: Corpus, config: PretrainConfig, cache: Path) -> _Plan:
-    wanted = {part: span for part, span in spans(config.shares).items() if part in USED}
-    sample = config.sequence + 1
-    readers = [IndexedReader(prefix) for prefix in corpus.prefixes]
-    by_documents = {
-        part: [tokens_by_documents(reader, span) for reader in readers]
-        for part, span in wanted.items()
-    }
-    if all(tokens >= sample for counts in by_documents.values() for tokens in counts):
-        return _Plan("documents", {p: sum(c) for p, c in by_documents.items()}, {})
-    _explain_cut(by_documents, sample, [len(reader) for reader in readers])
-    return _cut(readers, corpus, wanted, cache)
-
-
-def _explain_cut(by_documents: dict[str, list[int]], sample: int, documents: Sequence[int]) -> None:
-    short = [part for part, counts in by_documents.items() if min(counts) < sample]
-    logger.info(
-        "split by tokens: of %s documents the %s part would get less than one sample (%d tokens)",
-        f"{sum(documents):,}",
-        " and ".join(short),
-        sample,
-    )
-
-
-def _cut(
-    readers: Sequence[IndexedReader], corpus: Corpus, wanted: dict[str, Span], cache: Path
-) -> _Plan:
-    """Cut every prefix by tokens; all ranks compute the same, rank 0 writes."""
-    folders = [cache / f"cut-{number}" for number in range(len(readers))]
-    if distributed.get_rank() == 0:
-        for prefix, folder in zip(corpus.prefixes, folders, strict=True):
-            cut_by_tokens(prefix, wanted, folder)
-    distributed.barrier()
-    weights = {
-        part: {
-            str(f / part): tokens_in(reader, span)
-            for reader, f in zip(readers, folders, strict=True)
-        }
-        for part, span in wanted.items()
-    }
-    tokens = {part: sum(counts.values()) for part, counts in weights.items()}
-    return _Plan("tokens", tokens, weights)
+def _state(corpus: Corpus) -> str:
+    """A hash of the sizes and times of the corpus's files."""
+    files = [path for prefix in corpus.prefixes for path in (bin_path(prefix), idx_path(prefix))]
+    return stat_fingerprint([*files, *(bin_path(mask) for mask in corpus.masks or ())])
 
 
 def _refuse_too_few(tokens: int, config: PretrainConfig, corpus: Corpus) -> None:
-    if tokens <= config.sequence:
+    needed = config.sequence + (corpus.packed_length is None)
+    if tokens < needed:
         raise DataError(
             f"{tokens:,} training tokens are less than one sample of {config.sequence:,} + 1",
             where=str(corpus.prefixes[0]),
@@ -147,57 +107,70 @@ def _refuse_too_few(tokens: int, config: PretrainConfig, corpus: Corpus) -> None
 
 
 def _build(
-    plan: _Plan, corpus: Corpus, config: PretrainConfig, seed: int, cache: Path
+    plan: Partition, corpus: Corpus, config: PretrainConfig, seed: int, cache: Path
 ) -> list[Any]:
     samples = config.train_iters * config.global_batch_size
-    epochs = samples * config.sequence / plan.tokens["train"]
     logger.info(
         "%s training tokens, %s held out; %d iterations take %.2f epochs",
         f"{plan.tokens['train']:,}",
         f"{plan.tokens.get('valid', 0):,}",
         config.train_iters,
-        epochs,
+        samples * config.sequence / plan.tokens["train"],
     )
-    blends = _blends(plan, corpus, config)
-    several = plan.split_by == "documents" and len(corpus.prefixes) > 1
-    held_out = -(-plan.tokens.get("valid", 0) // config.sequence) if several else None
-    settings = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=config.sequence,
-        path_to_cache=str(cache),
+    settings = {
+        "random_seed": seed,
+        "sequence_length": config.sequence,
+        "path_to_cache": str(cache),
+        "tokenizer": Vocabulary(corpus.vocab_size),
+        **plan.blends,
+    }
+    described = _documents(settings) if corpus.packed_length is None else _rows(corpus, settings)
+    if described.split_matrix:
+        described.split_matrix[PARTS.index("test")] = None  # left out, for whoever tests later
+    kind, read_by = (
+        (GPTDataset, _reads_data) if corpus.packed_length is None else (PackedDataset, _everyone)
+    )
+    sizes = [samples, plan.held_out, plan.test]
+    return list(BlendedMegatronDatasetBuilder(kind, sizes, read_by, described).build())
+
+
+def _documents(settings: dict[str, Any]) -> GPTDatasetConfig:
+    """Documents one after another, cut into samples wherever a sample is full."""
+    return GPTDatasetConfig(
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
         # The last, shorter held-out sample is padded and masked: every token counts once.
         drop_last_partial_validation_sequence=False,
-        tokenizer=Vocabulary(corpus.vocab_size),
-        **blends,
+        **settings,
     )
-    if settings.split_matrix:
-        settings.split_matrix[PARTS.index("test")] = None  # left out, for whoever tests later
-    sizes = [samples, held_out, 1 if several else None]
-    builder = BlendedMegatronDatasetBuilder(GPTDataset, sizes, _reads_data, settings)
-    return list(builder.build())
 
 
-def _blends(plan: _Plan, corpus: Corpus, config: PretrainConfig) -> dict[str, Any]:
-    """The builder's ``blend`` or ``blend_per_split``; several prefixes weigh by their tokens."""
-    if plan.split_by == "documents":
-        paths = [str(prefix) for prefix in corpus.prefixes]
-        weights = [float(n) for n in corpus.tokens()] if len(paths) > 1 else None
-        return {"blend": (paths, weights), "split": config.split}
-    return {"blend_per_split": [_blend(part, plan) for part in PARTS]}
-
-
-def _blend(part: str, plan: _Plan) -> tuple[list[str], list[float] | None] | None:
-    counts = {path: n for path, n in plan.prefixes.get(part, {}).items() if n > 0}
-    if not counts:
-        return None
-    weigh = part == "train" and len(counts) > 1
-    return list(counts), [float(n) for n in counts.values()] if weigh else None
+def _rows(corpus: Corpus, settings: dict[str, Any]) -> PackedDatasetConfig:
+    """Packed rows, with their masks."""
+    masks = zip(corpus.prefixes, corpus.masks or (), strict=True)
+    return PackedDatasetConfig(masks={str(p): str(mask) for p, mask in masks}, **settings)
 
 
 def _reads_data() -> bool:
     """The first pipeline stage needs the tokens, the last one the labels."""
     return bool(parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage())
+
+
+def _everyone() -> bool:
+    """Packed rows: every pipeline stage must know where the examples begin."""
+    return True
+
+
+def prebuild(corpus: Corpus, config: PretrainConfig, seed: int, work: Path) -> dict[str, Any]:
+    """Build the indexes of a training run ahead of it, in this one process without a GPU.
+
+    The run finds them under ``work`` as long as data, settings and seed are the same; else it
+    builds its own.
+
+    Returns:
+        What ``Datasets.parts`` says.
+    """
+    with process_groups(ParallelConfig()):
+        return build_datasets(corpus, config, seed, work).parts

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from toolkit.data.pack.config import SPLIT, Shares, shares
 from toolkit.stage import Operational, Reference, Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -151,8 +152,9 @@ class DataSettings(Settings):
     )
     split: str = Field(
         default="969,30,1",
-        pattern=r"^\s*[0-9.]+\s*(,\s*[0-9.]+\s*){0,2}$",
-        description="Shares of training, validation and test documents, as Megatron writes them.",
+        pattern=SPLIT,
+        description="Shares of training, validation and test documents, as Megatron writes them; "
+        "not for a dataset that a split stage has cut already.",
     )
     num_workers: Annotated[int | None, Field(ge=0), Operational()] = Field(
         default=None,
@@ -160,23 +162,13 @@ class DataSettings(Settings):
     )
 
     @property
-    def shares(self) -> tuple[float, float, float]:
+    def shares(self) -> Shares:
         """The training, validation and test shares, which sum to 1."""
-        weights = [float(part) for part in self.split.split(",")]
-        weights += [0.0] * (3 - len(weights))
-        total = sum(weights)
-        return weights[0] / total, weights[1] / total, weights[2] / total
+        return shares(self.split)
 
     @model_validator(mode="after")
     def _split_has_training_data(self) -> Self:
-        try:
-            training = self.shares[0]
-        except (ValueError, ZeroDivisionError):
-            training = 0.0
-        if training <= 0:
-            raise ValueError(
-                f"split {self.split!r} leaves nothing to train on; write it like 969,30,1"
-            )
+        shares(self.split)
         return self
 
 

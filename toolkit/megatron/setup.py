@@ -40,6 +40,8 @@ class Training:
     scheduler: OptimizerParamScheduler
     forward_backward: Callable[..., list[Any]]
     """Megatron's schedule: none, 1F1B, or interleaved 1F1B."""
+    packed: bool = False
+    """Whether samples are packed rows, whose examples must not see each other."""
 
     @property
     def models(self) -> list[GPTModel]:
@@ -58,7 +60,13 @@ class Training:
 
 
 def build_training(
-    config: PretrainConfig, layout: Layout, device: torch.device, vocab_size: int, seed: int
+    config: PretrainConfig,
+    layout: Layout,
+    device: torch.device,
+    vocab_size: int,
+    seed: int,
+    *,
+    packed: bool = False,
 ) -> Training:
     """Build this rank's part, with random weights that depend on ``seed`` and not on the layout."""
     models = build_chunks(config, device, vocab_size)
@@ -77,6 +85,7 @@ def build_training(
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer),
         forward_backward=get_forward_backward_func(),
+        packed=packed,
     )
 
 

@@ -44,11 +44,20 @@ def spans(shares: Sequence[float]) -> dict[str, Span]:
 def tokens_by_documents(reader: IndexedReader, span: Span) -> int:
     """Tokens of the documents that Megatron's builder puts into a part.
 
-    The rounding is that of ``BlendedMegatronDatasetBuilder._build_megatron_dataset_splits``.
+    Megatron counts sequences: of a corpus of sentences it cuts those.
     """
-    count = len(reader)
-    documents = slice(round(span.begin * count), round(span.end * count))
-    return int(reader.lengths[documents].sum(dtype=np.int64))
+    return int(reader.lengths[_shared(len(reader), span)].sum(dtype=np.int64))
+
+
+def documents_in(count: int, span: Span) -> int:
+    """How many of ``count`` documents Megatron's builder puts into a part."""
+    part = _shared(count, span)
+    return int(part.stop - part.start)
+
+
+def _shared(count: int, span: Span) -> slice:
+    """The rounding is that of ``BlendedMegatronDatasetBuilder._build_megatron_dataset_splits``."""
+    return slice(round(span.begin * count), round(span.end * count))
 
 
 def tokens_in(reader: IndexedReader, span: Span) -> int:

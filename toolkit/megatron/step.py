@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from toolkit.megatron.batches import Batch
 from toolkit.megatron.guards import LossGuard, Verdict
 from toolkit.megatron.optimizer import NonFiniteGradient
+from toolkit.megatron.packed import examples_apart, packed_sequences
 from toolkit.megatron.setup import Training
 
 BatchIterators = Sequence[Iterator[Batch]]
@@ -63,13 +64,16 @@ def run_schedule(training: Training, batches: BatchIterators, *, forward_only: b
         on the ranks that have no loss.
     """
     config = training.config
+    # On a GPU packed rows go through the model as one long row.
+    joined = training.packed and training.device.type == "cuda"
+    rows = config.micro_batch_size
     outputs = training.forward_backward(
-        forward_step_func=forward_step,
+        forward_step_func=functools.partial(forward_step, packed=training.packed),
         data_iterator=list(batches) if len(batches) > 1 else batches[0],
         model=training.chunks if len(batches) > 1 else training.chunks[0],
         num_microbatches=training.layout.num_microbatches,
-        seq_length=config.sequence,
-        micro_batch_size=config.micro_batch_size,
+        seq_length=config.sequence * rows if joined else config.sequence,
+        micro_batch_size=1 if joined else rows,
         forward_only=forward_only,
     )
     if not outputs:
@@ -77,18 +81,40 @@ def run_schedule(training: Training, batches: BatchIterators, *, forward_only: b
     return torch.stack([o["loss"] for o in outputs]).sum(dim=0, dtype=torch.float64)
 
 
-def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
-    """Megatron's ``forward_step_func``: this chunk's output, and the function to its loss."""
+def forward_step(batches: Iterator[Batch], model: Any, packed: bool = False) -> tuple[Tensor, Any]:
+    """Megatron's ``forward_step_func``: this chunk's output, and the function to its loss.
+
+    Args:
+        batches: asked for one, where this chunk needs it.
+        model: the chunk.
+        packed: whether rows hold several examples, which every chunk must keep apart.
+    """
     first = get_attr_wrapped_model(model, "pre_process")
     last = get_attr_wrapped_model(model, "post_process")
-    batch = next(batches) if first or last else None
+    batch = next(batches) if first or last or packed else None
+    inputs, attention = _inputs(batch)
     output = model(
-        input_ids=batch.tokens if batch and first else None,
-        position_ids=batch.position_ids if batch and first else None,
-        attention_mask=None,  # causal, made by the attention itself
-        labels=batch.labels if batch and last else None,
+        input_ids=inputs.tokens if inputs and first else None,
+        position_ids=inputs.position_ids if inputs and first else None,
+        labels=inputs.labels if inputs and last else None,
+        **attention,
     )
     return output, functools.partial(masked_loss, batch.loss_mask) if batch else masked_loss
+
+
+def _inputs(batch: Batch | None) -> tuple[Batch | None, dict[str, Any]]:
+    """A microbatch as the attention of its device takes it, and what tells examples apart.
+
+    Without packed rows the attention makes its causal mask by itself.
+    """
+    if batch is None or batch.cu_seqlens is None:
+        return batch, {"attention_mask": None}
+    if not batch.tokens.is_cuda:
+        return batch, {"attention_mask": examples_apart(batch.position_ids)}
+    names = ("tokens", "labels", "position_ids")
+    joined = replace(batch, **{name: getattr(batch, name).view(1, -1) for name in names})
+    params = packed_sequences(batch.cu_seqlens, batch.tokens.shape[1])
+    return joined, {"attention_mask": None, "packed_seq_params": params}
 
 
 def masked_loss(

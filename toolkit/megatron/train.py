@@ -20,7 +20,7 @@ from toolkit.megatron.corpus import TOKENIZER, Corpus, open_corpus
 from toolkit.megatron.datasets import build_datasets
 from toolkit.megatron.distributed import lost_rank, process_groups
 from toolkit.megatron.evaluation import perplexity
-from toolkit.megatron.initial import load_initial
+from toolkit.megatron.initial import check_tokenizer, load_initial
 from toolkit.megatron.layout import layout_of, padded_vocab_size
 from toolkit.megatron.loop import Loop
 from toolkit.megatron.optimizer import count_parameters
@@ -45,6 +45,8 @@ def run(config: PretrainConfig, context: StageContext) -> Artifact | None:
     """
     layout = layout_of(config, context.world_size)
     corpus = open_corpus(config, context)
+    if config.load is not None:
+        check_tokenizer(context.path(config.load), corpus)
     try:
         with process_groups(
             config.parallel,
@@ -53,7 +55,10 @@ def run(config: PretrainConfig, context: StageContext) -> Artifact | None:
             seed=context.seed,
             timeout=timedelta(minutes=config.distributed_timeout_minutes),
         ) as device:
-            training = build_training(config, layout, device, corpus.vocab_size, context.seed)
+            packed = corpus.packed_length is not None
+            training = build_training(
+                config, layout, device, corpus.vocab_size, context.seed, packed=packed
+            )
             progress, info = _train(training, corpus, context)
     except RuntimeError as error:
         if not lost_rank(error):
@@ -91,7 +96,7 @@ def _resume(training: Training, corpus: Corpus, root: Path, context: StageContex
     else:
         progress = Progress()
         if training.config.load is not None:
-            load_initial(training, context.path(training.config.load), wanted, corpus)
+            load_initial(training, context.path(training.config.load), wanted)
     if context.rank == 0:
         _prepare(root, wanted, progress, training.config, context)
     distributed.barrier()

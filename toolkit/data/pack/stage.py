@@ -20,6 +20,7 @@ from toolkit.data.pack.examples import documents_of, fit
 from toolkit.data.pack.rows import mask_prefix, write_rows
 from toolkit.data.pack.source import WHOLE, Source, chat_tasks, open_source, pad_token_id
 from toolkit.data.tasks import run_tasks, worker_count
+from toolkit.errors import DataError
 from toolkit.stage import FINISH
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ def _pack_part(
     context: StageContext,
 ) -> Counter[str]:
     found = documents_of(source.parts[part])
+    if not len(found):
+        raise DataError(f"nothing to pack{f' in the {part} part' if part else ''}: no tokens")
     fitted = fit(found, config.seq_length, config.overflow)
     packing = pack(fitted.examples.length, config.seq_length, context.seed)
     target.parent.mkdir(exist_ok=True)
