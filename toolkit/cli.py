@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from toolkit.errors import DISK_ERRORS, ExitCode, ToolkitError
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from toolkit.cli_data import data
+from toolkit.errors import ExitCode, ToolkitError
+from toolkit.verbs import console, verb
 
 app = typer.Typer(
     name="toolkit",
@@ -23,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data, name="data")
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a stage failed, 2 a mistake in the file or the command, 130 interrupted."
@@ -39,43 +36,6 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: runs/mini")]
 
 
-def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn the user's mistakes into one message and an exit code; bugs keep their traceback."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except ToolkitError as error:
-            typer.secho(str(error), err=True, fg=typer.colors.RED)
-            raise typer.Exit(error.exit_code) from None
-        except OSError as error:
-            if error.filename is None and error.errno not in DISK_ERRORS:
-                raise
-            place = f"{error.filename}: " if error.filename else ""
-            typer.secho(f"{place}{error.strerror}", err=True, fg=typer.colors.RED)
-            raise typer.Exit(ExitCode.STAGE_FAILED) from None
-        except ModuleNotFoundError as error:
-            if (error.name or "toolkit").partition(".")[0] == "toolkit":
-                raise
-            message = f"this needs {error.name}, which is not installed here\n"
-            message += "  on a machine that runs models: pip install 'megatron-toolkit[data,train]'"
-            typer.secho(message, err=True, fg=typer.colors.RED)
-            raise typer.Exit(ExitCode.USER_ERROR) from None
-        except KeyboardInterrupt:
-            typer.secho("interrupted", err=True, fg=typer.colors.YELLOW)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-
-    return wrapped
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # A log file or a CI page has no width of its own; 80 columns would break every table.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
 @app.command(epilog="Example: toolkit check configs/mini.yaml stages.base.train_iters=50")
 @verb
 def check(file: PipelineFile, overrides: Overrides = None) -> None:
@@ -84,7 +44,7 @@ def check(file: PipelineFile, overrides: Overrides = None) -> None:
     from toolkit.view import show_plan
 
     loaded = load_checked(file, overrides or ())
-    show_plan(_console(), plan_stages(loaded))
+    show_plan(console(), plan_stages(loaded))
 
 
 @app.command(
@@ -116,27 +76,27 @@ def run(
 
     loaded = load_checked(file, overrides or ())
     folder = make_folder(run_dir or Path("runs") / loaded.pipeline.name)
-    console = _console()
+    terminal = console()
     with locked(folder, "run"):
         work = plan_run(loaded, folder, only=only or (), fresh=fresh)
         write_run(loaded, work)
-        with RunView(console, work.tasks) as view:
+        with RunView(terminal, work.tasks) as view:
             code = execute(work, view)
-        _show_results(console, folder)
+        _show_results(terminal, folder)
     if code != ExitCode.OK:
         raise typer.Exit(code)
 
 
-def _show_results(console: Any, folder: Path) -> None:
+def _show_results(terminal: Any, folder: Path) -> None:
     """The evaluation tables there are, and the report's path."""
     from toolkit.evaluate.table import scores_tables
     from toolkit.report.build import build_report
     from toolkit.view import relative
 
     for table in scores_tables(folder):
-        console.print()
-        console.print(table)
-    console.print(f"\nreport: {relative(build_report(folder))}", soft_wrap=True)
+        terminal.print()
+        terminal.print(table)
+    terminal.print(f"\nreport: {relative(build_report(folder))}", soft_wrap=True)
 
 
 @app.command(epilog="Example: toolkit status runs/mini")
@@ -149,7 +109,7 @@ def status(run_dir: RunFolder) -> None:
 
     states = read_run(run_dir)
     progress = {name: read_progress(run_dir / name) for name in states}
-    _console().print(status_table(states, progress))
+    console().print(status_table(states, progress))
 
 
 @app.command(epilog="Example: toolkit report runs/mini")
@@ -235,7 +195,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=2))
     else:
-        _console().print(render(findings))
+        console().print(render(findings))
     if any(f.status == "fail" for f in findings):
         raise typer.Exit(1)
 

@@ -1,0 +1,1 @@
+"""Looking at data: what the verbs of ``toolkit data`` do, one module each."""

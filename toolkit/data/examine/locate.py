@@ -1,0 +1,187 @@
+"""What a verb's argument names: a prefix, a ``.bin`` or ``.idx``, an artifact, a stage's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import MANIFEST, Artifact, FileEntry, read_artifact
+from toolkit.data.indexed import bin_path, idx_path
+from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
+from toolkit.errors import DataError
+
+SUFFIXES = (".bin", ".idx")
+TOKENIZER = "tokenizer"
+"""The folder in a dataset artifact that has its tokenizer."""
+LEVELS = 3
+"""Folders above a prefix in which its ``artifact.json`` is looked for."""
+STAGE_FILE = "stage.yaml"
+UNFINISHED = "its stage has not finished: there is no artifact yet"
+NAMED = 12
+"""Prefixes that an error lists."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An indexed dataset, and what is recorded of it."""
+
+    prefix: Path
+    """Without ``.bin`` and ``.idx``."""
+    artifact: Artifact | None = None
+    """The artifact that it is a file of; None for one that another program made."""
+    mask: Path | None = None
+    """Prefix of its loss mask."""
+
+    def recorded(self, key: str) -> Any:
+        """What the artifact's ``info`` says under a key; None where nothing does."""
+        return self.artifact.info.get(key) if self.artifact else None
+
+    def entry(self, path: Path) -> FileEntry | None:
+        """The manifest's line on one of its files."""
+        if self.artifact is None:
+            return None
+        name = path.relative_to(self.artifact.folder).as_posix()
+        return next((file for file in self.artifact.files if file.path == name), None)
+
+    def tokenizer(self, given: Path | None = None) -> TokenizerFolder | None:
+        """The tokenizer in a folder that is given, else the artifact's; None without either.
+
+        Raises:
+            DataError: the folder given has no tokenizer that can be read.
+        """
+        if given is not None:
+            if not given.exists():
+                raise DataError("no such tokenizer", where=str(given))
+            folder = artifact_folder(given) or given
+            return open_tokenizer(folder)
+        own = self.artifact.path(TOKENIZER) if self.artifact else None
+        return open_tokenizer(own) if own and own.is_dir() else None
+
+
+def artifact_folder(given: Path) -> Path | None:
+    """The artifact that a folder is, or that the stage of this folder made; None where none."""
+    for folder in (given, given / "artifact"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    return None
+
+
+def read_recorded(given: Path) -> Artifact:
+    """The artifact that a folder is, or that its stage made.
+
+    Raises:
+        ToolkitError: there is no manifest, or it can't be read.
+    """
+    folder = artifact_folder(given)
+    if folder is None:
+        there = given.is_dir()
+        unfinished = (given / STAGE_FILE).is_file()
+        hint = UNFINISHED if unfinished else "a stage's folder, or the artifact/ in it, has one"
+        message = f"no {MANIFEST} in this folder" if there else "no such folder"
+        raise DataError(message, where=str(given), hint=hint if there else None)
+    return read_artifact(folder)
+
+
+def locate(given: Path) -> list[Dataset]:
+    """The datasets that a path names: one, or all of an artifact.
+
+    Raises:
+        DataError: there is none; or the path is a folder of several that is no artifact.
+    """
+    if given.is_dir():
+        return _in_folder(given)
+    prefix = _prefix(given)
+    return [_with_artifact(prefix)]
+
+
+def locate_one(given: Path) -> Dataset:
+    """As ``locate``, where one alone will do.
+
+    Raises:
+        DataError: there is none, or there are several, which it lists.
+    """
+    found = locate(given)
+    if len(found) > 1:
+        raise _several(given, [dataset.prefix for dataset in found])
+    return found[0]
+
+
+def _prefix(given: Path) -> Path:
+    prefix = given.with_name(given.name[:-4]) if given.name.endswith(SUFFIXES) else given
+    if bin_path(prefix).is_file() or idx_path(prefix).is_file():
+        return prefix
+    beside = sorted(p.name[:-4] for p in prefix.parent.glob("*.idx")) if prefix.parent else []
+    listed = f"datasets in this folder: {', '.join(beside[:NAMED])}" if beside else None
+    wrong = given.name if given.is_file() else f"{prefix.name}.bin or {prefix.name}.idx"
+    message = "is no indexed dataset" if given.is_file() else "no such file"
+    raise DataError(f"{message}: {wrong}", where=str(given), hint=listed)
+
+
+def _in_folder(given: Path) -> list[Dataset]:
+    folder = artifact_folder(given)
+    if folder is not None:
+        return _of_artifact(read_artifact(folder))
+    prefixes = sorted(path.with_name(path.name[:-4]) for path in given.rglob("*.idx"))
+    if len(prefixes) > 1:
+        raise _several(given, prefixes)
+    if prefixes:
+        return [Dataset(prefixes[0])]
+    hint = UNFINISHED if (given / STAGE_FILE).is_file() else None
+    raise DataError("no .idx file in this folder", where=str(given), hint=hint)
+
+
+def _of_artifact(artifact: Artifact) -> list[Dataset]:
+    if artifact.type != "dataset":
+        raise DataError(
+            f"a {artifact.type} artifact, where a dataset was expected",
+            where=str(artifact.folder),
+            hint="`toolkit data stats` and `sample` take it"
+            if artifact.type == "documents"
+            else None,
+        )
+    masks = artifact.info.get("masks") or []
+    parallel = dict(zip(artifact.info.get("prefixes", []), masks, strict=False))
+    found = []
+    for name in prefixes_of(artifact.info):
+        mask = artifact.path(parallel[name]) if parallel.get(name) else None
+        found.append(Dataset(artifact.path(name), artifact, mask))
+    if not found:
+        raise DataError("the artifact names no prefixes", where=str(artifact.folder))
+    return found
+
+
+def prefixes_of(info: Any) -> list[str]:
+    """All prefixes of a dataset, those of its splits included, each once."""
+    splits = info.get("splits") or {}
+    parts = [name for names in splits.values() for name in names]
+    return list(dict.fromkeys([*info.get("prefixes", []), *parts]))
+
+
+def _with_artifact(prefix: Path) -> Dataset:
+    """A prefix, with the artifact of the folder that it lies in."""
+    for folder in _above(prefix):
+        if (folder / MANIFEST).is_file():
+            name = idx_path(prefix).relative_to(folder).as_posix()
+            artifact = read_artifact(folder)
+            if artifact.type != "dataset" or name not in {f.path for f in artifact.files}:
+                continue
+            known = {dataset.prefix: dataset for dataset in _of_artifact(artifact)}
+            return known.get(prefix, Dataset(prefix, artifact))
+    return Dataset(prefix)
+
+
+def _above(prefix: Path) -> Iterator[Path]:
+    yield from list(prefix.parents)[:LEVELS]
+
+
+def _several(given: Path, prefixes: Sequence[Path]) -> DataError:
+    names = [str(prefix.relative_to(given)) for prefix in prefixes if prefix.is_relative_to(given)]
+    names = names or [prefix.name for prefix in prefixes]
+    more = ", ..." if len(names) > NAMED else ""
+    return DataError(
+        f"{len(names)} datasets, where one was expected",
+        where=str(given),
+        hint=f"name one of: {', '.join(names[:NAMED])}{more}",
+    )
