@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolkit.data import streams
-from toolkit.data.readers import BadRecord, RecordReader, read_records
+from toolkit.data.json_items import array_items
+from toolkit.data.readers import BadRecord, OnBad, RecordReader, read_records
 from toolkit.data.sources import expand
 from toolkit.errors import DataError
 
@@ -166,10 +169,57 @@ def test_a_damaged_file_is_an_error_also_where_bad_records_are_not(
     assert str(caught.value).startswith(str(path))
 
 
-def test_a_broken_array_says_at_which_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.json", '[{"a": "\u00e4"},\n {"a": "\u00e4"},\n {"a" 3}]'.encode())
-    with pytest.raises(DataError, match=r"a\.json:3: invalid JSON.*column 7"):
+def test_a_bad_item_of_an_array_loses_only_itself(tmp_path: Path) -> None:
+    items = '[{"a": "\u00e4"},\n {"a" 3},\n nonsense, {"a": "]"}, [1}, "\ud83d\\ud800", {"a": 4} ]'
+    path = write(tmp_path, "a.json", items.encode("utf-8", "surrogatepass"))
+    bad: list[BadRecord] = []
+    records = list(read_records(path, bad.append))
+    assert [(r.where, r.value["a"]) for r in records] == [
+        *((f"{path}:1", "\u00e4"), (f"{path}:4", "]"), (f"{path}:7", 4)),
+    ]
+    assert [b.where for b in bad] == [f"{path}:{n}" for n in (2, 3, 5, 6)]
+    assert bad[0].raw == b'{"a" 3}'
+    with pytest.raises(DataError, match=r"a\.json:2: invalid JSON.*column 6"):
         list(read_records(path))
+
+
+BROKEN_ARRAYS = {
+    "no end": (b'[{"a": 1}, {"a": 2}', "behind item 1 .* no end"),
+    "no end behind a comma": (b'[{"a": 1},', "behind item 1 .* no end"),
+    "open quote": (b'[{"a": 1}, {"a": "2}, {"a": 3}]', "behind item 1 .* no end: .* lacks a quote"),
+    "comma at the end": (b'[{"a": 1},]', "nothing between two commas, or behind the last"),
+    "two commas": (b'[{"a": 1},,{"a": 2}]', "behind item 1 .*nothing between two commas"),
+    "only a comma": (b"[,]", "behind item 0 .*nothing between"),
+    "something behind it": (b'[{"a": 1}]\n{"a": 2}', "behind item 1 .*something stands behind"),
+    "two arrays": (b'[{"a": 1}][{"a": 2}]', "something stands behind"),
+    "a brace too many": (b'[{"a": 1}}, {"a": 2}]', "a '}' that nothing opened"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ARRAYS)
+@pytest.mark.parametrize("on_bad", [None, lambda bad: None])
+def test_a_broken_array_is_an_error(tmp_path: Path, case: str, on_bad: OnBad | None) -> None:
+    content, message = BROKEN_ARRAYS[case]
+    path = write(tmp_path, "a.json", content)
+    with pytest.raises(DataError, match=f"a\\.json: invalid JSON .*{message}"):
+        list(read_records(path, on_bad))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.floats(-1, 1),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+@given(st.lists(JSON, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+@settings(deadline=None, max_examples=300, derandomize=True)
+def test_items_are_those_of_the_array_whatever_the_blocks(
+    values: list[object], block: int, indent: int | None, ascii_only: bool
+) -> None:
+    content = b" \n" + json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode() + b"\n "
+    blocks = (content[n : n + block] for n in range(0, len(content), block))
+    assert [json.loads(item) for item in array_items(blocks)] == values
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from toolkit.data.json_items import BrokenArrayError, array_items
 from toolkit.data.records import BadRecord, OnBad, Place, Record, not_an_object, utf8_problem
 from toolkit.data.streams import Stream
 from toolkit.errors import DataError
@@ -31,17 +32,37 @@ def read_json_lines(lists: Iterable[list[bytes]], place: Place, on_bad: OnBad) -
 
 
 def read_json(stream: Stream, on_bad: OnBad) -> Iterator[Record]:
-    """The objects of one array, or of lines where the file does not begin with ``[``."""
-    content = stream.read()
-    if content.lstrip()[:1] != b"[":
-        return read_json_lines([content.split(b"\n")], stream.place, on_bad)
+    """The objects of one array, or of lines where the file does not begin with ``[``.
+
+    An item of the array is numbered, and read, by itself: a bad one loses only itself.
+
+    Raises:
+        DataError: the array is not whole.
+    """
+    if stream.first_byte() != b"[":
+        yield from read_json_lines(stream.line_lists(), stream.place, on_bad)
+        return
+    place, number = stream.place, 0
     try:
-        values = orjson.loads(content)
+        for number, item in enumerate(array_items(stream.blocks()), start=1):
+            record = _item(item, place, number, on_bad)
+            if record is not None:
+                yield record
+    except BrokenArrayError as error:
+        message = f"invalid JSON behind item {number} of the array: {error}"
+        raise DataError(message, where=place.name) from error
+
+
+def _item(item: bytes, place: Place, number: int, on_bad: OnBad) -> Record | None:
+    try:
+        value = orjson.loads(item)
     except orjson.JSONDecodeError as error:
-        line = content.count(b"\n", 0, _byte_offset(content, error)) + 1
-        reason = json_problem(content, error)
-        raise DataError(reason, where=stream.place.where(line)) from error
-    return numbered(values, stream.place, on_bad)
+        on_bad(BadRecord(place.where(number), json_problem(item, error), item))
+        return None
+    if type(value) is dict:
+        return Record(value, place, number)
+    on_bad(BadRecord(place.where(number), not_an_object(value), item))
+    return None
 
 
 def numbered(values: Iterable[Any], place: Place, on_bad: OnBad) -> Iterator[Record]:
@@ -60,11 +81,3 @@ def json_problem(raw: bytes, error: orjson.JSONDecodeError) -> str:
     except UnicodeDecodeError as invalid:
         return utf8_problem(raw, invalid)
     return f"invalid JSON: {error.msg} (column {error.colno})"
-
-
-def _byte_offset(raw: bytes, error: orjson.JSONDecodeError) -> int:
-    """Where an error is, in bytes; orjson counts characters, and gives 0 for invalid UTF-8."""
-    try:
-        return len(raw.decode("utf-8")[: error.pos].encode("utf-8"))
-    except UnicodeDecodeError as invalid:
-        return invalid.start

@@ -19,10 +19,10 @@ def read_text(
             yield Record({text_key: raw.decode("utf-8")}, place, number)
         except UnicodeDecodeError as error:
             line = number + raw.count(b"\n", 0, error.start)
-            on_bad(BadRecord(place.where(line), utf8_problem(raw, error), raw))
+            on_bad(BadRecord(place.where(line), utf8_problem(raw, error), bytes(raw)))
 
 
-def _pieces(stream: Stream, sample_by: SampleBy) -> Iterable[tuple[int, bytes]]:
+def _pieces(stream: Stream, sample_by: SampleBy) -> Iterable[tuple[int, bytes | bytearray]]:
     """Documents, each with the number of its first line."""
     if sample_by == "document":
         return [(1, content)] if (content := stream.read()) else []

@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from toolkit.data.config import SampleBy
+from toolkit.data.files import Source
+from toolkit.data.hub import stream_hub
 from toolkit.data.read_json import numbered, read_json, read_json_lines
 from toolkit.data.read_text import read_text
 from toolkit.data.records import BadRecord, OnBad, Place, Record, refuse
 from toolkit.data.samples import read_sample
 from toolkit.data.shards import Part
-from toolkit.data.sources import Source, expand
+from toolkit.data.sources import expand
 from toolkit.data.streams import open_stream
 from toolkit.errors import DataError
 
@@ -53,7 +55,9 @@ class RecordReader:
         on_bad: takes what is no record, and reading goes on behind it: a bad line loses only
             itself. Without it the first one is raised as a DataError. A file that is damaged as a
             whole (a truncated ``.gz``, ``.json`` or ``.parquet``) is an error in either case.
-        columns: of ``.parquet`` files, read these alone; a file must have them.
+        columns: of ``.parquet`` and ``.arrow`` files, read these alone; a file must have them. A
+            dotted path leads into structs.
+        strings: whether these columns must hold strings.
         sample_by: what one record of a ``.txt`` file is.
         text_key: the key under which a ``.txt`` file's records have their text.
     """
@@ -64,11 +68,13 @@ class RecordReader:
         on_bad: OnBad | None = None,
         *,
         columns: Sequence[str] | None = None,
+        strings: bool = False,
         sample_by: SampleBy = "document",
         text_key: str = "text",
     ) -> None:
         self._parts = [s if isinstance(s, Part) else Part.of(s) for s in sources]
-        self._columns, self._sample_by, self._text_key = columns, sample_by, text_key
+        self._columns, self._strings = columns, strings
+        self._sample_by, self._text_key = sample_by, text_key
         self._take_bad = on_bad or refuse
         self._finished = 0
         self._position: Callable[[], int] = int
@@ -104,7 +110,9 @@ class RecordReader:
         source = part.source
         if source.format == "sample":
             return numbered(read_sample(source.name), Place(source.name), self._on_bad)
-        if source.format == "parquet":
+        if source.format == "hub":
+            return numbered(stream_hub(source.name), Place(source.name), self._on_bad)
+        if source.format in ("parquet", "arrow"):
             return self._rows(part)
         return self._stream(part)
 
@@ -122,12 +130,14 @@ class RecordReader:
             self._position = int
 
     def _rows(self, part: Part) -> Iterator[Record]:
-        from toolkit.data.read_columns import read_parquet  # pyarrow takes a while to import
+        from toolkit.data.read_columns import Columns, read_arrow, read_parquet  # slow to import
 
         def progress(share: float) -> None:
             self._position = functools.partial(int, part.size * share)
 
-        return read_parquet(part, self._on_bad, self._columns, progress)
+        columns = None if self._columns is None else Columns(tuple(self._columns), self._strings)
+        read = read_parquet if part.source.format == "parquet" else read_arrow
+        return read(part, self._on_bad, columns, progress)
 
     def _on_bad(self, bad: BadRecord) -> None:
         self._bad += 1

@@ -57,6 +57,8 @@ class BadRecord:
     """The line as it is in the file, or the value as JSON."""
 
 
+MOST_KEYS = 20
+"""Keys that a message names."""
 OnBad = Callable[[BadRecord], None]
 
 
@@ -69,12 +71,13 @@ def key_problem(key: str, there: Iterable[str]) -> str:
     """What to say of a record without a key: the keys there are, and the nearest one."""
     names = list(there)
     near = difflib.get_close_matches(key, names, n=1)
-    shown = ", ".join(repr(name) for name in names) or "none"
+    shown = ", ".join(repr(name) for name in names[:MOST_KEYS]) or "none"
+    shown += f" and {len(names) - MOST_KEYS} more" if len(names) > MOST_KEYS else ""
     advice = f"; did you mean {near[0]!r}?" if near else ""
     return f"there is no key {key!r}; the keys are: {shown}{advice}"
 
 
-def utf8_problem(raw: bytes, error: UnicodeDecodeError) -> str:
+def utf8_problem(raw: bytes | bytearray, error: UnicodeDecodeError) -> str:
     """What to say of bytes that are no UTF-8: which byte, and where it is in its line."""
     utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     column = error.start - raw.rfind(b"\n", 0, error.start)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.data.config import SampleBy
-from toolkit.data.sources import Source
+from toolkit.data.files import Source
 
 SHARD_BYTES = 128 << 20
 
@@ -89,14 +89,14 @@ def plan_shards(
 def cut(source: Source, shard_bytes: int, sample_by: SampleBy = "document") -> list[Part]:
     """The parts of one source, each of at most about ``shard_bytes``, equal in size."""
     count = -(-source.size // shard_bytes)
-    if count <= 1 or source.compression:
+    if count <= 1 or source.compression or not source.seekable:
         return [Part.of(source)]
     if source.format == "jsonl" or (source.format == "txt" and sample_by != "document"):
         return list(_parts(source, source.size, count))
-    if source.format == "parquet":
-        from toolkit.data.read_columns import row_groups
+    if source.format in ("parquet", "arrow"):
+        from toolkit.data.read_columns import units  # pyarrow takes a while to import
 
-        return list(_parts(source, row_groups(source), count))
+        return list(_parts(source, units(source), count))
     return [Part.of(source)]
 
 

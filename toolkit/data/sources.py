@@ -1,63 +1,43 @@
-"""What ``sources:`` may name: files, folders, globs, ``sample:`` names; made into a sorted list."""
+"""What ``sources:`` may name: files, folders, globs, URLs, ``hf:`` and ``sample:`` names.
+
+They are made into a list of what is read, in order: see ``expand``.
+"""
 
 from __future__ import annotations
 
+import difflib
 import glob
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Literal
+from pathlib import Path, PurePosixPath
 
+from toolkit.data.files import Source, format_of, known_formats
+from toolkit.data.hub import DICTIONARY, HUB_PREFIX, METADATA, STATE, HubName, dataset_files
+from toolkit.data.remote import (
+    SCHEMES,
+    RemoteObject,
+    find_objects,
+    scheme_of,
+    unreadable,
+)
 from toolkit.data.samples import check_sample
 from toolkit.errors import DataError
 from toolkit.stage import SAMPLE_PREFIX
 
 logger = logging.getLogger(__name__)
 
-Format = Literal["txt", "jsonl", "json", "parquet", "sample"]
-Compression = Literal["", "gz", "zst"]
-
-FORMATS: dict[str, tuple[Format, Compression]] = {
-    ".txt": ("txt", ""),
-    ".txt.gz": ("txt", "gz"),
-    ".txt.zst": ("txt", "zst"),
-    ".jsonl": ("jsonl", ""),
-    ".jsonl.gz": ("jsonl", "gz"),
-    ".jsonl.zst": ("jsonl", "zst"),
-    ".json": ("json", ""),
-    ".json.gz": ("json", "gz"),
-    ".json.zst": ("json", "zst"),
-    ".parquet": ("parquet", ""),
-}
-"""What the end of a file's name says, in any case of letters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One file, or one embedded sample."""
-
-    name: str
-    """As messages name it: the path as given, or ``sample:python-docs``."""
-    format: Format
-    compression: Compression = ""
-    path: Path | None = None
-    """None for a sample."""
-    size: int = 0
-    """Bytes on disk; 0 for a sample."""
-    mtime_ns: int = 0
-    """When the file was last written, in nanoseconds; 0 where nothing is known."""
+__all__ = ["Source", "expand", "named"]
 
 
 def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
-    """The files and samples that sources name, each source's files sorted by path.
+    """What sources name, each source's files sorted by path.
 
     A folder stands for all files of a known format in it, however deep; hidden files and names
     that begin with ``_`` (``_SUCCESS``) are passed over, others are passed over with a warning.
-    Links are followed. A path that exists is never taken for a glob.
+    Links are followed. A path that exists is never taken for a glob. URLs of object stores may
+    name folders and patterns too.
 
     Raises:
         DataError: a source that is missing, matches nothing, is empty, has an unknown suffix, or
@@ -67,15 +47,20 @@ def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
         sources = [sources]
     if not sources:
         raise DataError("no sources are given")
-    found = [(str(given), source) for given in sources for source in _expand_one(str(given))]
+    found = [(str(given), source) for given in sources for source in _expand_one(given)]
     _refuse_twice(found)
     return [source for _, source in found]
 
 
-def _expand_one(given: str) -> list[Source]:
-    if given.startswith(SAMPLE_PREFIX):
-        check_sample(given)
-        return [Source(given, "sample")]
+def named(given: str) -> bool:
+    """Whether a source is a name (``sample:``, ``hf:``, a URL) rather than a path."""
+    return given.startswith((SAMPLE_PREFIX, HUB_PREFIX)) or scheme_of(given) is not None
+
+
+def _expand_one(given: str | Path) -> list[Source]:
+    if isinstance(given, str) and named(given):
+        return _expand_name(given)
+    given = str(given)
     path = Path(given).expanduser()
     if path.is_dir():
         return _known([path], f"folder {given}")
@@ -89,6 +74,64 @@ def _expand_one(given: str) -> list[Source]:
     raise DataError("no such file or folder", where=given, hint=_nearest_folder(path))
 
 
+def _expand_name(given: str) -> list[Source]:
+    if given.startswith(SAMPLE_PREFIX):
+        check_sample(given)
+        return [Source(given, "sample")]
+    if given.startswith(HUB_PREFIX):
+        return _hub(given)
+    scheme, _, rest = given.partition("://")
+    if scheme.lower() in ("file", "local"):
+        return _expand_one(Path(rest))
+    if scheme.lower() not in SCHEMES:
+        raise DataError(scheme_problem(scheme), where=given)
+    return _remote(given)
+
+
+def scheme_problem(scheme: str) -> str:
+    """What to say of a URL of an unknown kind."""
+    near = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
+    advice = f"; did you mean {near[0]}://?" if near else ""
+    return f"{scheme}:// is no kind of URL that can be read{advice} (valid: {', '.join(SCHEMES)})"
+
+
+def _hub(given: str) -> list[Source]:
+    name = HubName.parse(given)
+    if name.folder is not None:
+        return [_file(path) for path in dataset_files(given)]
+    problem = name.problem()
+    if problem is not None:
+        raise DataError(problem, where=given)
+    return [Source(given, "hub")]
+
+
+def _remote(given: str) -> list[Source]:
+    objects = find_objects(given)
+    if not objects:
+        raise DataError("no object is there, or matches this pattern", where=given)
+    if len(objects) == 1 and objects[0].url.rstrip("/") == given.rstrip("/"):
+        return [_object(objects[0])]
+    visible = [o for o in objects if not PurePosixPath(o.url).name.startswith((".", "_"))]
+    known = [o for o in visible if format_of(_path_of(o.url))]
+    others = Counter(PurePosixPath(o.url).suffix or "no suffix" for o in visible if o not in known)
+    _tell_others(len(known), others, given)
+    return [_object(o) for o in known]
+
+
+def _object(found: RemoteObject) -> Source:
+    kind = format_of(_path_of(found.url))
+    if kind is None:
+        message = "the URL's suffix names no known format"
+        raise DataError(message, where=found.url, hint=known_formats())
+    return Source(*(found.url, *kind), size=found.size, etag=found.etag, seekable=found.seekable)
+
+
+def _path_of(url: str) -> str:
+    """A URL without what follows ``?`` or ``#`` on web servers."""
+    web = scheme_of(url) in ("http", "https")
+    return url.partition("#")[0].partition("?")[0] if web else url
+
+
 def _nearest_folder(path: Path) -> str:
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     return (
@@ -99,14 +142,19 @@ def _nearest_folder(path: Path) -> str:
 def _known(paths: Sequence[Path], what: str) -> list[Source]:
     """The files of a known format among these and in these folders."""
     files = [f for p in paths for f in (_walk(p, ()) if p.is_dir() else [p])]
-    known = [f for f in dict.fromkeys(files) if _suffix(f)]
-    others = Counter(f.suffix or "no suffix" for f in files if not _suffix(f))
+    known = [f for f in dict.fromkeys(files) if format_of(f.name)]
+    others = Counter(f.suffix or "no suffix" for f in files if not format_of(f.name))
+    _tell_others(len(known), others, what)
+    return [_file(f) for f in known]
+
+
+def _tell_others(known: int, others: Counter[str], what: str) -> None:
+    """Warn of files that are passed over, or refuse where there are no others."""
     if not known:
         seen = f"it has: {_counts(others)}" if others else "it is empty"
-        raise DataError(f"no file that can be read in the {what}; {seen}", hint=_formats())
+        raise DataError(f"no file that can be read in the {what}; {seen}", hint=known_formats())
     if others:
         logger.warning("%s: passed over files of unknown formats: %s", what, _counts(others))
-    return [_file(f) for f in known]
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -118,8 +166,16 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"the folder can't be read: {error.strerror}", where=str(folder)) from error
+    names = {entry.name for entry in entries}
+    if DICTIONARY in names:
+        raise DataError(
+            "a folder of several splits of one data set",
+            where=str(folder),
+            hint=f"name the split: {HUB_PREFIX}{folder}#train",
+        )
+    metadata = METADATA if STATE in names or any(n.endswith(".arrow") for n in names) else ()
     for entry in entries:
-        if entry.name.startswith((".", "_")):
+        if entry.name.startswith((".", "_")) or entry.name in metadata:
             continue
         if entry.is_dir():
             yield from _walk(entry, (*above, real))
@@ -127,16 +183,12 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             yield entry
 
 
-def _suffix(path: Path) -> str | None:
-    """The key of ``FORMATS`` that a file's name ends with."""
-    name = path.name.lower()
-    return next((s for s in FORMATS if name.endswith(s) and name != s), None)
-
-
 def _file(path: Path) -> Source:
-    suffix = _suffix(path)
-    if suffix is None:
-        raise DataError("the file's suffix names no known format", where=str(path), hint=_formats())
+    kind = format_of(path.name)
+    if kind is None:
+        raise DataError(
+            "the file's suffix names no known format", where=str(path), hint=known_formats()
+        )
     try:
         stat = path.stat()
     except OSError as error:
@@ -145,46 +197,7 @@ def _file(path: Path) -> Source:
         raise DataError("not a regular file", where=str(path))
     if stat.st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), hint="leave it out")
-    form, compression = FORMATS[suffix]
-    return Source(str(path), form, compression, path, stat.st_size, stat.st_mtime_ns)
-
-
-@contextmanager
-def open_file(source: Source) -> Iterator[BinaryIO]:
-    """Open a source that has a path, unbuffered.
-
-    Raises:
-        DataError: the file can't be opened, or was changed since ``expand`` saw it.
-    """
-    assert source.path is not None
-    try:
-        file = source.path.open("rb", buffering=0)
-    except OSError as error:
-        raise unreadable(source.name, error) from error
-    with file:
-        check_unchanged(source, file)
-        yield file
-
-
-def check_unchanged(source: Source, file: BinaryIO) -> None:
-    """Compare an open file with what ``expand`` saw.
-
-    Raises:
-        DataError: its size or modification time is another now.
-    """
-    stat = os.fstat(file.fileno())
-    if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
-        raise DataError(
-            f"the file was changed since the work was planned: it had {source.size:,} bytes and "
-            f"has {stat.st_size:,}, or was written again",
-            where=source.name,
-            hint="let nothing write to the sources; then run again with --fresh",
-        )
-
-
-def unreadable(name: str, error: OSError) -> DataError:
-    """The error for a file that the system refuses to open or read."""
-    return DataError(f"can't be read: {error.strerror or error}", where=name)
+    return Source(str(path), *kind, path, stat.st_size, stat.st_mtime_ns)
 
 
 def _refuse_twice(found: Sequence[tuple[str, Source]]) -> None:
@@ -202,7 +215,3 @@ def _refuse_twice(found: Sequence[tuple[str, Source]]) -> None:
 
 def _counts(names: Counter[str]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in sorted(names.items()))
-
-
-def _formats() -> str:
-    return f"known are: {', '.join(FORMATS)}"
