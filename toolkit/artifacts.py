@@ -261,10 +261,11 @@ def sync(path: Path) -> None:
 
 def link_tree(source: Path, target: Path) -> None:
     """Copy a folder by hard links, or by bytes where the file system has no links."""
-    shutil.copytree(source, target, copy_function=_link_or_copy)
+    shutil.copytree(source, target, copy_function=link_or_copy)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
     try:
         os.link(source, target)
     except OSError as error:

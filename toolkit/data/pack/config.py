@@ -116,7 +116,7 @@ class SplitConfig(StageConfig):
     kind: Literal["split"] = "split"
     data: DatasetName = Field(description="A dataset that has not been split.")
     split: str = Field(
-        default="969,30,1",
+        default="98,1,1",
         pattern=SPLIT,
         description="Shares of training, validation and test documents, as Megatron writes them.",
     )
@@ -134,7 +134,7 @@ class SplitConfig(StageConfig):
     @model_validator(mode="after")
     def _holds_something_out(self) -> Self:
         if shares(self.split)[0] == 1:
-            raise ValueError(f"split {self.split!r} holds nothing out; write it like 969,30,1")
+            raise ValueError(f"split {self.split!r} holds nothing out; write it like 98,1,1")
         return self
 
 
