@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
-from toolkit.stage import Operational, Reference, StageConfig, StageKind
+from toolkit.stage import Operational, Reference, Settings, StageConfig, StageKind
 
 BYTES = 256
 """Tokens that a byte-level vocabulary starts from."""
@@ -22,12 +22,30 @@ END_OF_TURN = {"roles": EOD_TOKEN, "chatml": "<|im_end|>"}
 """What ends the assistant's turn: the tokenizer's ``eos_token``."""
 
 Sources = Annotated[
-    list[Annotated[str, Reference.to_data()]],
+    list[Annotated[str, Reference.to_data("documents")]],
     Field(
         min_length=1,
-        description="Files (.txt, .json, .jsonl, each also .gz or .zst, and .parquet), folders "
-        "and globs of them, and sample: names.",
+        description="Files (.txt, .json, .jsonl, .html, .warc, each also .gz, .zst, .bz2 or .xz, "
+        ".parquet, .arrow), folders and globs of them, URLs, hf: and sample: names, clean stages.",
     ),
+]
+
+
+class WeightedSource(Settings):
+    """Sources with their share of a blend."""
+
+    source: Annotated[str, Reference.to_data("documents")] = Field(
+        description="A file, folder, glob, sample: name, hf: name or URL, or a clean stage."
+    )
+    weight: float = Field(gt=0, description="Its share of the samples; the sum need not be 1.")
+    name: str | None = Field(
+        default=None, description="Names its part of the dataset; by default the source's name."
+    )
+
+
+WeightedSources = Annotated[
+    list[WeightedSource],
+    Field(min_length=1, description="Sources with weights: a blend, as --data-path has it."),
 ]
 TextKey = Annotated[
     str,
@@ -114,12 +132,20 @@ class TokenizeConfig(StageConfig):
     """Text to Megatron's indexed dataset: ``{text_key}_document.bin`` and ``.idx``."""
 
     kind: Literal["tokenize"] = "tokenize"
-    sources: Sources
+    sources: Sources | WeightedSources
     tokenizer: Annotated[str, Reference.to("tokenizer", "model")] = Field(
         description="A train-tokenizer stage, or a Hugging Face tokenizer or model folder."
     )
-    text_key: TextKey = "text"
+    text_key: TextKey | list[TextKey] = Field(
+        default="text",
+        description="Key, or parquet column, that holds a document's text, dotted where nested; a "
+        "list makes a dataset of each.",
+    )
     sample_by: SampleBy = "document"
+    level: Literal["document", "sentence"] = Field(
+        default="document",
+        description="sentence: a document's sentences are its sequences, as BERT's data has them.",
+    )
     append_eod: bool = Field(
         default=True, description="End every document with the end-of-document token."
     )
@@ -128,16 +154,63 @@ class TokenizeConfig(StageConfig):
         description="The end-of-document token; by default the one that train-tokenizer chose, "
         "or the eos_token of a tokenizer made elsewhere.",
     )
+    parse_special_tokens: bool = Field(
+        default=False,
+        description="Take special tokens that stand written out in a text for what they name, "
+        "rather than for text.",
+    )
     on_error: Literal["error", "quarantine"] = Field(
         default="error",
         description="What a bad line or record does: stop the stage, or be written aside to "
         "quarantine.jsonl in the artifact and counted.",
     )
-    backend: Annotated[Literal["auto", "gigatoken", "tokenizers"], Operational()] = Field(
-        default="auto",
-        description="auto: gigatoken where its tokens equal those of tokenizers on the first "
-        "documents, else tokenizers; the tokens are the same in either case.",
+    shard_bytes: int = Field(
+        default=64 << 20,
+        ge=1,
+        description="Bytes of the sources that one task reads: the unit of resuming and spreading.",
     )
+    output: Literal["merged", "shards"] = Field(
+        default="merged",
+        description="One .bin/.idx pair, or a pair for each shard, which pretrain blends.",
+    )
+    backend: Annotated[
+        Literal["auto", "gigatoken", "tokenizers", "sentencepiece", "tiktoken"], Operational()
+    ] = Field(
+        default="auto",
+        description="auto: gigatoken where its tokens equal those of the tokenizer's own library "
+        "on the first documents, else that library; the tokens are the same in either case.",
+    )
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """The text keys, one or several."""
+        return (self.text_key,) if isinstance(self.text_key, str) else tuple(self.text_key)
+
+    def weighted(self) -> list[WeightedSource]:
+        """The sources that have weights: all of them, or none."""
+        return [source for source in self.sources if isinstance(source, WeightedSource)]
+
+    def references(self) -> tuple[str, ...]:
+        """What every source names, weighted or not."""
+        return tuple(s if isinstance(s, str) else s.source for s in self.sources)
+
+    def phases(self) -> tuple[str, ...]:
+        """The shards; then they are merged."""
+        return ("shards",)
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Self:
+        if not self.text_keys or len(set(self.text_keys)) < len(self.text_keys):
+            raise ValueError("text_key must name one key, or several that differ")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [source.name for source in self.weighted() if source.name]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sources has the name {twice[0]!r} twice")
+        return self
 
     def artifact_type(self) -> ArtifactType:
         """Always ``dataset``."""
@@ -157,6 +230,7 @@ STAGES = (
         config=TokenizeConfig,
         run="toolkit.data.tokenize:run",
         summary="text to Megatron's indexed .bin/.idx, strict or with a quarantine",
+        spread="shards",
         extras=("data",),
     ),
 )

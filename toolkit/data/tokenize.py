@@ -1,63 +1,189 @@
 """The ``tokenize`` stage: documents to Megatron's indexed dataset, none lost without a word.
 
-A reader (``documents.py``) gives texts, an encoder (``encoders.py``) gives tokens, a writer
-(``indexed.py``) puts them on disk; here they are joined, in batches, with flat memory.
+The sources are cut into shards, which any number of ranks and processes tokenize (see
+``tokenize_shard.py`` and ``tasks.py``); a last step merges them. The result is the same, byte for
+byte, whatever that number is, and however often work was killed.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from toolkit.artifacts import Artifact
+from toolkit.artifacts import Artifact, write_json
 from toolkit.context import StageContext
+from toolkit.data.backends import choose_backend
 from toolkit.data.config import TokenizeConfig
-from toolkit.data.documents import Document, DocumentReader
-from toolkit.data.encoders import Encoded, Encoder, choose_encoder
-from toolkit.data.indexed import IndexedReader, IndexedWriter
+from toolkit.data.dataset_info import describe
+from toolkit.data.documents import DocumentReader
+from toolkit.data.files import Source
 from toolkit.data.inputs import expand_inputs
-from toolkit.data.quarantine import Quarantine
-from toolkit.data.tokenizer_folder import TokenizerFolder, take_tokenizer
+from toolkit.data.merge import merge_indexed
+from toolkit.data.shards import Part, plan_shards
+from toolkit.data.tasks import Task, TaskResult, checksum, results, run_tasks, worker_count
+from toolkit.data.tokenize_shard import QUARANTINE, Recipe, ShardWork, batches, file_name
+from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer, take_tokenizer
 from toolkit.errors import DataError, ToolkitError
+from toolkit.stage import FINISH
 
 logger = logging.getLogger(__name__)
-
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 8 << 20, 1 << 14
-"""A batch ends with the document that reaches either: enough work for all threads."""
-QUARANTINE = "quarantine.jsonl"
+SHARDS = "shards"
+PLAN = "plan.json"
 
 
-def run(config: TokenizeConfig, context: StageContext) -> Artifact:
+@dataclass(frozen=True)
+class Group:
+    """Sources that become one dataset, or one of each key."""
+
+    name: str
+    """In front of the prefixes; empty where there is one group."""
+    weight: float | None
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: the same on every rank."""
+
+    recipe: Recipe
+    tasks: list[Task]
+    groups: list[Group]
+    owners: dict[str, tuple[str, str]]
+    """The group's name and the reference, as the settings have it, of each task's key."""
+    reason: str
+    """Why the recipe's backend was chosen."""
+
+
+def run(config: TokenizeConfig, context: StageContext) -> Artifact | None:
     """Tokenize the sources and publish a ``dataset`` artifact.
 
     Raises:
-        DataError: see ``DocumentReader``; also where no document has a text.
+        DataError: see ``DocumentReader``; also where no document has a text, or where a source
+            changed since the work was planned.
         ToolkitError: the tokenizer has no end-of-document token, or the backend can't be used.
     """
-    sources = expand_inputs(config.sources, context)
-    built = context.building()
-    try:
-        tokenizer = take_tokenizer(context.path(config.tokenizer), built / "tokenizer")
-        eod_id = end_of_document(config, context, tokenizer)
-        with Quarantine(built / QUARANTINE) as quarantine:
-            on_bad = quarantine if config.on_error == "quarantine" else None
-            reader = DocumentReader(sources, config.text_key, on_bad, config.sample_by)
-            info = _tokenize(reader, tokenizer, eod_id, config, built, context)
-        if reader.bad:
-            logger.warning("%d records are set aside in %s", reader.bad, QUARANTINE)
-        return context.publish(built, "dataset", info=info)
-    except BaseException:
-        shutil.rmtree(built, ignore_errors=True)
-        raise
+    started = time.monotonic()
+    plan = make_plan(config, context)
+    if context.runs(SHARDS):
+        workers = worker_count(config.resources, context)
+        function = "toolkit.data.tokenize_shard:tokenize_shard"
+        run_tasks(SHARDS, function, plan.tasks, context, workers=workers)
+    if not context.runs(FINISH):
+        return None
+    return _finish(config, context, plan, started)
+
+
+def make_plan(config: TokenizeConfig, context: StageContext) -> Plan:
+    """Cut the sources into tasks, and choose the encoder by the first documents."""
+    tokenizer = open_tokenizer(context.path(config.tokenizer))
+    eod_id = end_of_document(config, context, tokenizer)
+    groups = make_groups(config)
+    every = [reference for group in groups for reference in group.references]
+    _remember(context, expand_inputs(every, context))
+    first = _first_texts(config, context, every)
+    backend, reason = choose_backend(
+        tokenizer, first, config.backend, parse_special_tokens=config.parse_special_tokens
+    )
+    recipe = Recipe(
+        keys=config.text_keys,
+        sample_by=config.sample_by,
+        sentences=config.level == "sentence",
+        quarantine=config.on_error == "quarantine",
+        eod_id=eod_id,
+        parse_special_tokens=config.parse_special_tokens,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer=str(context.path(config.tokenizer)),
+        backend=backend,
+    )
+    plan = Plan(recipe, [], groups, {}, reason)
+    for group, reference in ((g, r) for g in groups for r in g.references):
+        for parts, offsets, size in _cut(expand_inputs([reference], context), config):
+            key = f"{len(plan.tasks):05d}"
+            plan.tasks.append(Task(key, ShardWork(recipe, parts, offsets), size))
+            plan.owners[key] = (group.name, reference)
+    return plan
+
+
+def make_groups(config: TokenizeConfig) -> list[Group]:
+    """The datasets that the sources become: one, or where they have weights, one of each."""
+    weighted = config.weighted()
+    if not weighted:
+        return [Group("", None, config.references())]
+    total = sum(source.weight for source in weighted)
+    names = [file_name(source.name or Path(source.source).name) for source in weighted]
+    return [
+        Group(f"{number:02d}_{name}_", source.weight / total, (source.source,))
+        for number, (name, source) in enumerate(zip(names, weighted, strict=True))
+    ]
+
+
+def _cut(
+    sources: Sequence[Source], config: TokenizeConfig
+) -> list[tuple[tuple[Part, ...], tuple[int, ...], int]]:
+    """Shards as parts, the offsets of their bytes, and their sizes."""
+    found, ends = [], dict.fromkeys((source.name for source in sources), 0)
+    for shard in plan_shards(sources, config.shard_bytes, sample_by=config.sample_by):
+        offsets = []
+        for part in shard.parts:
+            offsets.append(ends[part.source.name])
+            ends[part.source.name] += part.size
+        found.append((shard.parts, tuple(offsets), shard.size))
+    return found
+
+
+def _remember(context: StageContext, sources: Sequence[Source]) -> None:
+    """Keep what the sources were when the work began, and refuse others later.
+
+    Ranks may start hours apart: a file that came, went or changed in between would shift the
+    documents of every shard behind it.
+    """
+    path = context.work / PLAN
+    now = {s.name: [s.size, s.mtime_ns, s.etag] for s in sources}
+    if not path.exists():
+        write_json(path, now)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before == now:
+        return
+    what, name = _first_difference(before, now)
+    raise DataError(
+        f"the sources changed since this stage began: {what}",
+        where=name,
+        hint="--fresh begins the stage anew with the sources as they are now",
+    )
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
+    """What changed between two lists of sources, and the first name that did."""
+    for name in sorted(now.keys() | before.keys()):
+        if name not in before:
+            return "a file that was not there", name
+        if name not in now:
+            return "a file is gone", name
+        if before[name] != now[name]:
+            return f"{before[name][0]:,} bytes before, {now[name][0]:,} now, or written again", name
+    return "their order", next(iter(now))
+
+
+def _first_texts(
+    config: TokenizeConfig, context: StageContext, references: Sequence[str]
+) -> list[str]:
+    """The first batch of documents, for the probe; bad records are the shards' to report."""
+    reader = DocumentReader(
+        expand_inputs(references[:1], context), config.text_keys, lambda bad: None, config.sample_by
+    )
+    documents = itertools.islice(reader, 128)
+    return [
+        document.text for batch in itertools.islice(batches(documents), 1) for document in batch
+    ]
 
 
 def end_of_document(
@@ -82,136 +208,101 @@ def end_of_document(
     return tokenizer.id_of(known, "eos_token")
 
 
-def append_token(encoded: Encoded, token: int) -> Encoded:
-    """The same documents, each with ``token`` at its end."""
-    lengths = encoded.lengths + 1
-    tokens = np.empty(len(encoded.tokens) + len(lengths), np.uint32)
-    inner = np.ones(len(tokens), np.bool_)
-    inner[np.cumsum(lengths) - 1] = False
-    tokens[inner] = encoded.tokens
-    tokens[~inner] = token
-    return Encoded(tokens, lengths)
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Runs of documents of about ``BATCH_CHARACTERS``."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-@dataclass
-class Tally:
-    """What the encoder was given and what came out."""
-
-    text_bytes: int = 0
-    unencodable: int = 0
-    """Documents that have a text, but not one token of it (a normalizer removed everything)."""
-
-
-def _tokenize(
-    reader: DocumentReader,
-    tokenizer: TokenizerFolder,
-    eod_id: int | None,
-    config: TokenizeConfig,
-    built: Path,
-    context: StageContext,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    groups = batches(reader)
-    first = next(groups, [])
-    encoder, why = choose_encoder(tokenizer.json, [d.text for d in first], config.backend)
-    tally = Tally()
-    prefix = re.sub(r"[^\w.-]", "_", config.text_key) + "_document"
-    with IndexedWriter(built / prefix, tokenizer.vocab_size) as writer:
-        for batch in itertools.chain([first], groups):
-            _write(batch, encoder, eod_id, writer, tally)
-            _show(reader, writer, tally, context)
-        if not writer.documents:
-            raise _nothing(reader, config)
-    rate = tally.text_bytes / 1e6 / (time.monotonic() - started)
+def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: float) -> Artifact:
+    """Put the shards together and publish them."""
+    done = results(SHARDS, plan.tasks, context)
+    _refuse_nothing(done, config)
+    built = context.building()
+    try:
+        tokenizer = take_tokenizer(context.path(config.tokenizer), built / "tokenizer")
+        _verify(done, context)
+        prefixes = _assemble(config, plan, done, built)
+        bad = _join_quarantines(done, built / QUARANTINE)
+        info = describe(config, plan, done, prefixes, built, tokenizer)
+        artifact = context.publish(built, "dataset", info=info)
+    except BaseException:
+        shutil.rmtree(built, ignore_errors=True)
+        raise
+    shutil.rmtree(context.work / SHARDS, ignore_errors=True)
+    if bad:
+        logger.warning("%d records are set aside in %s", bad, QUARANTINE)
+    counts, seconds = info["counts"], time.monotonic() - started
+    total = sum(task.size for task in plan.tasks) / 1e6
+    shown = {"documents": counts["written"], "tokens": counts["tokens"]}
+    context.progress(total, total, unit="MB", **shown)
     logger.info(
-        "%s documents, %s tokens, %.1f MB/s of text by %s (%s)",
-        *(f"{writer.documents:,}", f"{writer.tokens:,}", rate, encoder.name, why),
+        "%s documents, %s tokens of %.1f MB of text in %.1f s (%.1f MB/s) by %s (%s)",
+        *(f"{counts['written']:,}", f"{counts['tokens']:,}", counts["text_bytes"] / 1e6, seconds),
+        *(counts["text_bytes"] / 1e6 / seconds, plan.recipe.backend, plan.reason),
     )
-    return {
-        "prefixes": [prefix],
-        "dtype": np.dtype(writer.dtype).name,
-        "vocab_size": tokenizer.vocab_size,
-        "eod_id": eod_id,
-        "tokenizer_sha256": tokenizer.sha256,
-        "counts": _counts(reader, writer, tally),
-        "document_lengths": document_lengths(built / prefix),
-        "bytes_per_token": round(tally.text_bytes / writer.tokens, 3),
-        "sources": list(config.sources),
-        "backend": encoder.name,
-        "backend_reason": why,
-    }
+    return artifact
 
 
-def _write(
-    batch: list[Document], encoder: Encoder, eod_id: int | None, writer: IndexedWriter, tally: Tally
-) -> None:
-    encoded = encoder.encode_batch([document.text for document in batch])
-    tally.text_bytes += sum(len(document.text.encode()) for document in batch)
-    kept = encoded.lengths > 0
-    if not kept.all():
-        tally.unencodable += int(len(kept) - kept.sum())
-        batch = [document for document, keep in zip(batch, kept, strict=True) if keep]
-        encoded = Encoded(encoded.tokens, encoded.lengths[kept])
-    if eod_id is not None:
-        encoded = append_token(encoded, eod_id)
-    writer.write(encoded.tokens, encoded.lengths, name=lambda index: batch[index].where)
+def _verify(done: Sequence[TaskResult], context: StageContext) -> None:
+    """Compare every shard with its checksum: hours may lie between its writing and this."""
+    total = sum(path.stat().st_size for result in done for path in result.files.values()) / 1e6
+    seen = 0.0
+    for result in done:
+        for name, recorded in result.checksums.items():
+            path = result.path(name)
+            if checksum(path) != recorded:
+                raise DataError(
+                    "the shard's checksum differs from the one recorded when it was written",
+                    where=str(path),
+                    hint=f"remove {result.folder} and run the same command again",
+                )
+            seen += path.stat().st_size / 1e6
+            context.progress(seen, total, unit="MB verified")
 
 
-def _show(
-    reader: DocumentReader, writer: IndexedWriter, tally: Tally, context: StageContext
-) -> None:
-    shown = {"documents": writer.documents, "tokens": writer.tokens}
-    if reader.bytes_total:
-        total = reader.bytes_total / 1e6
-        context.progress(reader.bytes_read / 1e6, total, unit="MB", **shown)
-    else:
-        context.progress(tally.text_bytes / 1e6, unit="MB", **shown)
+def _assemble(
+    config: TokenizeConfig, plan: Plan, done: Sequence[TaskResult], built: Path
+) -> dict[str, list[str]]:
+    """Merge or link the shards; gives the prefixes of each group, of all keys."""
+    found: dict[str, list[str]] = {}
+    for group in [group.name for group in plan.groups]:
+        shards = [result for result in done if plan.owners[result.key][0] == group]
+        for key in config.text_keys:
+            inner = plan.recipe.prefix(key)
+            parts = [shard.path(inner) for shard in shards]
+            if config.output == "shards":
+                names = [f"{group}{inner}_{shard.key}" for shard in shards]
+                for part, name in zip(parts, names, strict=True):
+                    _take(part, built / name)
+            else:
+                names = [f"{group}{inner}"]
+                if len(parts) == 1:
+                    _take(parts[0], built / names[0])
+                else:
+                    merge_indexed(parts, built / names[0])
+            found.setdefault(group, []).extend(names)
+    return found
 
 
-def _counts(reader: DocumentReader, writer: IndexedWriter, tally: Tally) -> dict[str, int]:
-    """What became of every record; ``read = written + empty + quarantined``."""
-    counts = {
-        "read": reader.read,
-        "written": writer.documents,
-        "empty": reader.empty + tally.unencodable,
-        "quarantined": reader.bad,
-    }
-    accounted = counts["written"] + counts["empty"] + counts["quarantined"]
-    assert counts["read"] == accounted, f"records are unaccounted for: {counts}"
-    return {**counts, "tokens": writer.tokens, "text_bytes": tally.text_bytes}
+def _take(source: Path, target: Path) -> None:
+    """Give a shard's pair of files another name: a hard link, since all lies in one folder."""
+    for suffix in (".bin", ".idx"):
+        target.with_name(target.name + suffix).hardlink_to(source.with_name(source.name + suffix))
 
 
-def document_lengths(prefix: Path) -> dict[str, float]:
-    """Tokens of the documents: mean, median, 90th and 99th percentile, longest."""
-    lengths = IndexedReader(prefix).lengths
-    median, p90, p99 = np.percentile(lengths, [50, 90, 99])
-    return {
-        "mean": round(float(lengths.mean()), 1),
-        "median": round(float(median), 1),
-        "p90": round(float(p90), 1),
-        "p99": round(float(p99), 1),
-        "max": int(lengths.max()),
-    }
+def _join_quarantines(done: Sequence[TaskResult], target: Path) -> int:
+    """Put the quarantined records of all shards into one file, if there are any."""
+    parts = [result.path(QUARANTINE) for result in done if QUARANTINE in result.checksums]
+    if parts:
+        with target.open("wb") as stream:
+            for part in parts:
+                stream.write(part.read_bytes())
+    return sum(int(result.info["quarantined"]) for result in done)
 
 
-def _nothing(reader: DocumentReader, config: TokenizeConfig) -> DataError:
-    return DataError(
-        f"no document has a text: of {reader.read} records {reader.empty} are empty and "
-        f"{reader.bad} are bad",
-        where=", ".join(config.sources),
-        hint=f"is {config.text_key!r} the right text_key?",
+def _refuse_nothing(done: Sequence[TaskResult], config: TokenizeConfig) -> None:
+    if any(counts["written"] for result in done for counts in result.info["keys"].values()):
+        return
+    read = sum(int(result.info["read"]) for result in done)
+    bad = sum(int(result.info["quarantined"]) for result in done)
+    keys = " or ".join(map(repr, config.text_keys))
+    raise DataError(
+        f"no document has a text: of {read} records {read - bad} are empty and {bad} are bad",
+        where=", ".join(config.references()),
+        hint=f"is {keys} the right text_key?",
     )
