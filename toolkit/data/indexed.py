@@ -216,6 +216,7 @@ class IndexedReader:
         self.lengths = np.frombuffer(body, np.int32, count)
         self.offsets = np.frombuffer(body, np.int64, count, 4 * count)
         self.document_indices = np.frombuffer(body, np.int64, self.header.documents + 1, 12 * count)
+        self._path, self._itemsize = idx_path(prefix), np.dtype(self.header.dtype).itemsize
         data = bin_path(prefix)
         self._bin = np.memmap(data, mode="r") if data.stat().st_size else np.zeros(0, np.uint8)
 
@@ -223,18 +224,30 @@ class IndexedReader:
         return self.header.sequences
 
     def __getitem__(self, index: int) -> npt.NDArray[np.number[Any]]:
-        """The tokens of a sequence, shape (length,), a read-only view of the file."""
+        """The tokens of a sequence, shape (length,), a read-only view of the file.
+
+        Raises:
+            DataError: the index is damaged: it says that they lie outside the ``.bin``.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        return np.frombuffer(
-            self._bin.data, self.header.dtype, int(self.lengths[index]), int(self.offsets[index])
-        )
+        length, offset = int(self.lengths[index]), int(self.offsets[index])
+        end, itemsize = offset + length * self._itemsize, self._itemsize
+        if length < 0 or offset < 0 or end > self._bin.size or offset % itemsize:
+            raise DataError(
+                f"sequence {index} has {length} tokens from byte {offset}, the .bin has "
+                f"{self._bin.size:,} bytes",
+                where=str(self._path),
+                hint="the index is damaged: `toolkit data doctor` says where",
+            )
+        return np.frombuffer(self._bin.data, self.header.dtype, length, offset)
 
 
 def check_indexed(prefix: Path) -> IndexHeader:
     """Whether both files are there and whole; reads 34 bytes and a few ends, whatever their size.
 
-    megatron-core opens a truncated ``.bin`` without an error and reads garbage.
+    megatron-core opens a truncated ``.bin`` without an error and reads garbage. A ``.bin`` that is
+    a link may be longer than the index says: then the index names a part of another dataset's.
 
     Raises:
         DataError: a file is missing, is no index of version 1, or has another size than the
@@ -256,9 +269,9 @@ def check_indexed(prefix: Path) -> IndexHeader:
             f"the documents span sequences {first} to {last}, there are {header.sequences}",
             where=str(index),
         )
-    needed = _end_of_tokens(index, header)
-    if data.stat().st_size != needed:
-        raise _wrong_size(data, data.stat().st_size, needed)
+    needed, size = _end_of_tokens(index, header), data.stat().st_size
+    if size < needed or (size > needed and not data.is_symlink()):
+        raise _wrong_size(data, size, needed)
     return header
 
 
@@ -277,6 +290,8 @@ def read_header(index: Path) -> IndexHeader:
         raise DataError(f"index version {version}; only {VERSION} is known", where=str(index))
     if code not in DTYPES:
         raise DataError(f"dtype code {code}; there are {sorted(DTYPES)}", where=str(index))
+    if not boundaries:
+        raise DataError("no document boundary, not even the first one's", where=str(index))
     return IndexHeader(DTYPES[code], sequences, boundaries - 1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from toolkit.data.examine.decoding import Decode, decoder, token_name
 from toolkit.data.examine.lengths import LengthSummary, summarize
 from toolkit.data.examine.locate import Dataset
+from toolkit.data.examine.structure import open_sound
 from toolkit.data.indexed import IndexedReader, bin_path, idx_path
 from toolkit.data.tokenizer_folder import TokenizerFolder
 
@@ -87,7 +88,7 @@ def inspect(
     Raises:
         DataError: a dataset is not whole, or there is no such tokenizer.
     """
-    readers = [IndexedReader(dataset.prefix) for dataset in datasets]
+    readers = [open_sound(dataset) for dataset in datasets]
     folder = datasets[0].tokenizer(tokenizer)
     text = decoder(folder) if folder else None
     return Inspection(

@@ -25,7 +25,8 @@ from toolkit.data.examine.findings import Advance
 from toolkit.data.examine.inspection import decode
 from toolkit.data.examine.locate import SUFFIXES, Dataset, artifact_folder, locate
 from toolkit.data.examine.reservoir import Reservoir
-from toolkit.data.indexed import IndexedReader, idx_path
+from toolkit.data.examine.structure import open_sound
+from toolkit.data.indexed import idx_path
 from toolkit.data.keys import getter
 from toolkit.data.readers import BadRecord, RecordReader
 from toolkit.data.shards import Part
@@ -148,7 +149,7 @@ def sample_datasets(
     Raises:
         DataError: a dataset is not whole, or there is no such tokenizer.
     """
-    readers = [IndexedReader(dataset.prefix) for dataset in datasets]
+    readers = [open_sound(dataset) for dataset in datasets]
     ends = list(accumulate(reader.header.documents for reader in readers))
     drawn = sorted(random.Random(seed).sample(range(ends[-1]), min(count, ends[-1])))
     folder = datasets[0].tokenizer(tokenizer)

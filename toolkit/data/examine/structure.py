@@ -19,7 +19,8 @@ from toolkit.data.examine.index_checks import (
 )
 from toolkit.data.examine.locate import Dataset
 from toolkit.data.examine.subset_checks import check_subset
-from toolkit.data.indexed import bin_path, idx_path
+from toolkit.data.indexed import IndexedReader, bin_path, idx_path
+from toolkit.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ def collect(prefix: Path, checks: Iterator[Finding]) -> Examination:
     data = bin_path(prefix)
     size = data.stat().st_size if data.is_file() else 0
     return Examination(prefix.name, tuple(found), size, time.monotonic() - started)
+
+
+def open_sound(dataset: Dataset) -> IndexedReader:
+    """Open a dataset whose index agrees with itself, so that whatever it says can be read.
+
+    Raises:
+        DataError: a file is missing or damaged, with the first bad offset.
+    """
+    try:
+        for _ in check_structure(dataset, subset=False):
+            pass
+    except Damage as damage:
+        finding = damage.finding
+        hint = "`toolkit data doctor` says more"
+        raise DataError(finding.detail, where=str(finding.place), hint=hint) from damage
+    return IndexedReader(dataset.prefix)
 
 
 def check_structure(dataset: Dataset, subset: bool) -> Generator[Finding, None, tuple[Index, bool]]:
