@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -82,6 +83,11 @@ class DocumentReader:
     def bytes_total(self) -> int:
         """Bytes on disk of all files; samples count nothing."""
         return self._reader.bytes_total
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Responses of web archives that are no pages, by reason; not counted as read."""
+        return self._reader.skipped
 
     def __iter__(self) -> Iterator[Document]:
         """Documents that have a text; those of nothing but blanks are counted as empty."""

@@ -22,6 +22,7 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".warc": "warc",
+    ".wet": "warc",
     ".html": "html",
     ".htm": "html",
 }

@@ -1,28 +1,34 @@
 """Records of data files, strictly: what can't be read is an error with its file and line.
 
-============= ======================================================= =====================
-format        a record                                                where it says it is
-============= ======================================================= =====================
-``.jsonl``    the object of a line; blank lines are no records        ``a.jsonl:17`` (line)
-``.json``     an object of the one array, or as ``.jsonl``            ``a.json:17`` (item)
-``.parquet``  a row                                                   ``a.parquet:17`` (row)
-``.txt``      ``{"text": ...}``: a document, paragraph or line        ``a.txt:17`` (line)
-``sample:``   see ``samples.py``                                      ``sample:...:17``
-============= ======================================================= =====================
+=============== ===================================================== =====================
+format          a record                                              where it says it is
+=============== ===================================================== =====================
+``.jsonl``      the object of a line; blank lines are no records      ``a.jsonl:17`` (line)
+``.json``       an object of the one array, or as ``.jsonl``          ``a.json:17`` (item)
+``.parquet``    a row                                                 ``a.parquet:17`` (row)
+``.arrow``      a row; IPC files and streams                          ``a.arrow:17`` (row)
+``.txt``        ``{"text": ...}``: a document, paragraph or line      ``a.txt:17`` (line)
+``.html``       ``{"text", "url"}``: the main text of the page        ``a.html:1``
+``.warc .wet``  ``{"text", "url", "id", "date"}``: a page             ``a.warc:17`` (record)
+``sample:``     see ``samples.py``                                    ``sample:...:17``
+``hf:``         a row; see ``hub.py``                                 ``hf:...:17`` (row)
+=============== ===================================================== =====================
 
-Numbers count from 1. Files may be compressed (``.gz``, ``.zst``) and may begin with a byte order
-mark. Memory is flat but for ``.json`` arrays and ``.txt`` documents, which are read whole. A key
-that an object has twice has its last value, as everywhere in Python.
+Numbers count from 1. Files may be compressed (``.gz .zst .bz2 .xz``) and may begin with a byte
+order mark; they may lie behind URLs. Memory is flat: it holds the longest record, which is the
+whole file where a ``.txt`` file is a document. A key that an object has twice has its last value,
+as everywhere in Python.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from toolkit.data.config import SampleBy
-from toolkit.data.files import Source
+from toolkit.data.files import Format, Source
 from toolkit.data.hub import stream_hub
 from toolkit.data.read_json import numbered, read_json, read_json_lines
 from toolkit.data.read_text import read_text
@@ -30,7 +36,7 @@ from toolkit.data.records import BadRecord, OnBad, Place, Record, refuse
 from toolkit.data.samples import read_sample
 from toolkit.data.shards import Part
 from toolkit.data.sources import expand
-from toolkit.data.streams import open_stream
+from toolkit.data.streams import Stream, open_stream
 from toolkit.errors import DataError
 
 __all__ = ["BadRecord", "OnBad", "Record", "RecordReader", "read_records"]
@@ -79,6 +85,8 @@ class RecordReader:
         self._finished = 0
         self._position: Callable[[], int] = int
         self._bad = 0
+        self.skipped: Counter[str] = Counter()
+        """What web archives hold beside pages, by reason: ``image/png``, ``status 404``."""
 
     @property
     def bytes_read(self) -> int:
@@ -98,13 +106,18 @@ class RecordReader:
         """
         self._finished = 0
         for part in self._parts:
-            before, record = self._bad, None
+            before, record = self._met, None
             for record in self._read(part):
                 yield record
-            if record is None and self._bad == before and part.is_whole:
+            if record is None and self._met == before and part.is_whole:
                 raise DataError("the file holds no records", where=part.source.name)
             self._finished += part.size
             self._position = int
+
+    @property
+    def _met(self) -> int:
+        """What was met that is no record."""
+        return self._bad + self.skipped.total()
 
     def _read(self, part: Part) -> Iterator[Record]:
         source = part.source
@@ -125,9 +138,18 @@ class RecordReader:
                 yield from read_text(stream, self._on_bad, self._sample_by, self._text_key)
             elif form == "json":
                 yield from read_json(stream, self._on_bad)
-            else:
+            elif form == "jsonl":
                 yield from read_json_lines(stream.line_lists(), stream.place, self._on_bad)
+            else:
+                yield from self._web(stream, form)
             self._position = int
+
+    def _web(self, stream: Stream, form: Format) -> Iterator[Record]:
+        from toolkit.data.read_web import read_html, read_warc  # resiliparse, where it is needed
+
+        if form == "html":
+            return read_html(stream, self._on_bad, self._text_key)
+        return read_warc(stream, self._on_bad, self._text_key, self.skipped)
 
     def _rows(self, part: Part) -> Iterator[Record]:
         from toolkit.data.read_columns import Columns, read_arrow, read_parquet  # slow to import
