@@ -104,5 +104,5 @@ def test_layouts_and_other_mistakes_come_together(tmp_path: Path) -> None:
 
 
 def test_a_single_process_stage_refuses_ranks(tmp_path: Path) -> None:
-    found = mistakes(tmp_path, "stages.corpus.resources.ntasks_per_node=2")
-    assert "runs as one process" in found["stages.corpus.resources"]
+    found = mistakes(tmp_path, "stages.vocabulary.resources.ntasks_per_node=2")
+    assert "runs as one process" in found["stages.vocabulary.resources"]
