@@ -197,11 +197,15 @@ def _weights(
 
 
 def _held_out(counts: Counts, weights: dict[str, float], config: PretrainConfig) -> int | None:
-    """Samples that can be drawn by weight from the held-out data without a token twice."""
+    """Samples that can be drawn by weight from the held-out data without a token twice.
+
+    Megatron rounds each prefix's number up, and draws as many as that makes together.
+    """
     if "valid" not in counts:
         return None
-    most = min(counts["valid"][name] / config.sequence / weight for name, weight in weights.items())
-    return max(1, int(most))
+    found = {name: counts["valid"][name] // config.sequence for name in weights}
+    most = min((found[name] - 1) / weight for name, weight in weights.items())
+    return max(1, int(most) - len(weights))
 
 
 def _tokens(reader: IndexedReader) -> int:
