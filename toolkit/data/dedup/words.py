@@ -86,10 +86,14 @@ class Words:
                 break
         return hashes
 
-    def text(self, start: int, stop: int) -> str:
-        """Words ``start`` to ``stop`` with one blank between them."""
+    def joined(self, start: int, stop: int) -> bytes:
+        """Words ``start`` to ``stop`` with one blank between them, as UTF-8."""
         spans = zip(self.starts[start:stop].tolist(), self.ends[start:stop].tolist(), strict=True)
-        return b" ".join(self.buffer[a:b] for a, b in spans).decode("utf-8", "replace")
+        return b" ".join([self.buffer[a:b] for a, b in spans])
+
+    def text(self, start: int, stop: int) -> str:
+        """``joined``, decoded; a long word may have been cut within a character."""
+        return self.joined(start, stop).decode("utf-8", "replace")
 
 
 def split_words(texts: Sequence[str]) -> Words:

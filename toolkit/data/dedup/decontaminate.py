@@ -1,0 +1,164 @@
+"""Which documents hold an n-gram of an evaluation's items, and which items those are.
+
+The n-grams of documents are looked up by their hashes, then compared word by word: a document is
+never removed for a collision. After GPT-3 (Brown et al. 2020, appendix C).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.data.dedup.arrays import mapped
+from toolkit.data.dedup.evaluations import DESCRIPTION, GRAM, GRAMS, ITEMS, WORDS
+from toolkit.data.dedup.shingles import ngram_hashes
+from toolkit.data.dedup.words import Hashes, Words, batches, split_words
+
+LOAD = 16
+"""Places in the table of possible hashes for each n-gram of the index."""
+TABLE_BITS = 24
+"""Of the largest table: 16 MB."""
+EXAMPLES = 10
+"""Contaminated items that the report names, for each file."""
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """What a document shares with evaluation data."""
+
+    evaluation: str
+    """The file of the first item that it shares an n-gram with."""
+    where: str
+    """That item: ``gsm8k_test.jsonl:17``."""
+    ngram: str
+    """The words that they share, in lower case and without punctuation."""
+    items: tuple[int, ...]
+    """The numbers of all items that the document shares an n-gram with: see ``report``."""
+    matches: int
+    """How many different n-grams it shares."""
+
+    @property
+    def reason(self) -> str:
+        """Why the document is removed, in words."""
+        return f"contaminated: shares {self.ngram!r} with {self.where}"
+
+
+@dataclass
+class _Hits:
+    """What was found in one document so far."""
+
+    grams: dict[int, int]
+    """The first of the index's rows for each n-gram's hash, in the order of the document."""
+    items: set[int]
+    whole: bool = False
+    """Whether a short item is in the document, as a whole."""
+
+
+class EvaluationIndex:
+    """An index that ``write_index`` made, opened; ``load_index`` keeps it open.
+
+    Args:
+        folder: where the index is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        self._files: list[str] = described["files"]
+        self._lengths: list[int] = described["lengths"]
+        self._ngram, self._min_words = described["ngram"], described["min_words"]
+        self._min_matches = described["min_matches"]
+        self._grams = mapped(folder / GRAMS, GRAM)
+        self._hashes = np.ascontiguousarray(self._grams["hash"])
+        self._words = mapped(folder / WORDS, np.uint8)
+        self._items = mapped(folder / ITEMS, np.uint32).reshape(-1, 3)
+        self._shift, self._table = _table(self._hashes)
+
+    def find(self, texts: Sequence[str]) -> list[Contamination | None]:
+        """For each text, what it shares with the evaluations; None where it is clean."""
+        return [found for batch in batches(texts) for found in self._find(split_words(batch))]
+
+    def report(self, items: Iterable[int]) -> dict[str, dict[str, Any]]:
+        """By evaluation file: items, how many are contaminated, and how many too short to tell.
+
+        Args:
+            items: numbers from ``Contamination.items``, of all documents.
+        """
+        dirty = np.unique(np.fromiter(items, np.int64))
+        report = {}
+        for number, name in enumerate(self._files):
+            mine = self._items[self._items[:, 0] == number]
+            found = dirty[self._items[dirty, 0] == number]
+            report[name] = {
+                "items": len(mine),
+                "contaminated": len(found),
+                "too_short": int((mine[:, 2] < self._min_words).sum()),
+                "examples": [self._where(item) for item in found[:EXAMPLES].tolist()],
+            }
+        return report
+
+    def _find(self, words: Words) -> list[Contamination | None]:
+        units = words.hashes()
+        found: dict[int, _Hits] = {}
+        for n in self._lengths:
+            grams = ngram_hashes(units, n)
+            for place in np.flatnonzero(self._table[grams >> self._shift]).tolist():
+                document = int(np.searchsorted(words.offsets, place, side="right")) - 1
+                if place + n <= words.offsets[document + 1]:
+                    rows = self._rows(grams[place], words.joined(place, place + n))
+                    self._note(found, document, rows, n)
+        return [self._verdict(found.get(d)) for d in range(len(words.offsets) - 1)]
+
+    def _rows(self, value: np.uint64, text: bytes) -> list[int]:
+        """The index's rows that have this hash and these words."""
+        first = int(np.searchsorted(self._hashes, value))
+        last = int(np.searchsorted(self._hashes, value, side="right"))
+        return [row for row in range(first, last) if self._text(row) == text]
+
+    def _note(self, found: dict[int, _Hits], document: int, rows: list[int], n: int) -> None:
+        if rows:
+            hits = found.setdefault(document, _Hits({}, set()))
+            hits.grams.setdefault(int(self._hashes[rows[0]]), rows[0])
+            hits.items.update(self._grams["item"][rows].tolist())
+            hits.whole = hits.whole or n < self._ngram
+
+    def _verdict(self, hits: _Hits | None) -> Contamination | None:
+        if hits is None or not (hits.whole or len(hits.grams) >= self._min_matches):
+            return None
+        row = next(iter(hits.grams.values()))
+        item = int(self._grams["item"][row])
+        return Contamination(
+            self._files[self._items[item, 0]],
+            self._where(item),
+            self._text(row).decode("utf-8", "replace"),
+            tuple(sorted(hits.items)),
+            len(hits.grams),
+        )
+
+    def _text(self, row: int) -> bytes:
+        return self._words[self._grams["begin"][row] : self._grams["end"][row]].tobytes()
+
+    def _where(self, item: int) -> str:
+        file, number, _ = self._items[item].tolist()
+        return f"{self._files[file]}:{number}"
+
+
+@functools.lru_cache(maxsize=2)
+def load_index(folder: Path) -> EvaluationIndex:
+    """The index in a folder; opened once in a process."""
+    return EvaluationIndex(folder)
+
+
+def _table(hashes: Hashes) -> tuple[np.uint64, npt.NDArray[np.bool_]]:
+    """Which leading bits of hashes occur, and by how much to shift a hash to look it up."""
+    bits = min(max((LOAD * len(hashes)).bit_length(), 10), TABLE_BITS)
+    shift = np.uint64(64 - bits)
+    table = np.zeros(1 << bits, np.bool_)
+    table[hashes >> shift] = True
+    return shift, table
