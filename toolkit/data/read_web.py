@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from fastwarc.warc import ArchiveIterator, WarcRecordType
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 from resiliparse.parse.html import HTMLParserException
@@ -68,7 +68,7 @@ def read_warc(
 
     Args:
         stream: the archive.
-        on_bad: takes pages that can't be decoded, by their URL.
+        on_bad: takes pages that can't be decoded.
         text_key: the key under which a record has its text.
         skipped: counts responses that are no pages, by reason.
 
@@ -80,15 +80,14 @@ def read_warc(
     records = ArchiveIterator(archive, parse_http=False, stream_detect=False)
     try:
         for number, record in enumerate(records, start=1):
-            _load(record)
+            body = _body(record)
             if not record.record_type & PAGES:
                 continue
             try:
-                page = _page(record, text_key)
+                page = _page(record, body, text_key)
             except (OSError, HTMLParserException) as error:
-                url = str(record.headers.get("WARC-Target-URI"))
-                message = f"the page {url} can't be decoded: {error}"
-                on_bad(BadRecord(place.where(number), message, url.encode()))
+                message = f"the page {_url(record)} can't be decoded: {error}"
+                on_bad(BadRecord(place.where(number), message, body))
                 continue
             if isinstance(page, str):
                 skipped[page] += 1
@@ -117,19 +116,22 @@ class _Archive:
         return self._position
 
 
-def _load(record: Any) -> None:
-    """Take a record's body into memory, and compare its length with the header's.
-
-    FastWARC takes the end of a file for the end of a record.
-    """
+def _body(record: Any) -> bytes:
+    """A record's body, whole: FastWARC takes the end of a file for the end of a record."""
     length = record.headers.get("Content-Length")
-    record.freeze()
-    if length is None or record.content_length != int(length):
-        found = f"has {record.content_length:,} bytes of {length}" if length else "has no length"
+    body: bytes = record.reader.read()
+    if length is None or str(len(body)) != length.strip():
+        found = f"has {len(body):,} bytes of {length}" if length else "has no length"
         raise EOFError(f"the next one {found}")
+    return body
 
 
-def _page(record: Any, text_key: str) -> dict[str, Any] | str:
+def _url(record: Any) -> str | None:
+    url = record.headers.get("WARC-Target-URI")
+    return None if url is None else str(url).strip("<>")  # some writers put it in brackets
+
+
+def _page(record: Any, body: bytes, text_key: str) -> dict[str, Any] | str:
     """The record of a page, or why it is none: ``image/png``, ``status 404``.
 
     Raises:
@@ -140,17 +142,19 @@ def _page(record: Any, text_key: str) -> dict[str, Any] | str:
         return "revisit"
     charset, media = None, str(record.headers.get("Content-Type") or "")
     if record.record_type == WarcRecordType.response and record.is_http:
-        record.parse_http(auto_decode="all")
-        if record.http_headers.status_code != HTTP_OK:
-            return f"status {record.http_headers.status_code}"
-        charset, media = record.http_charset, str(record.http_content_type or "")
+        http = WarcRecord()  # a copy: damaged encodings would end the archive's own reader
+        http.set_bytes_content(body)
+        http.is_http = True
+        http.parse_http(auto_decode="all")
+        if http.http_headers.status_code != HTTP_OK:
+            return f"status {http.http_headers.status_code}"
+        body, charset, media = http.reader.read(), http.http_charset, http.http_content_type or ""
     media = media.partition(";")[0].strip().lower()
-    body = record.reader.read()
     if record.record_type == WarcRecordType.conversion and media == "text/plain":
         text = body.decode("utf-8", errors="replace")
     elif media in HTML_TYPES:
         text = main_text(body, charset)
     else:
         return media or "no content type"
-    page = {text_key: text, "url": record.headers.get("WARC-Target-URI"), "id": record.record_id}
+    page = {text_key: text, "url": _url(record), "id": record.record_id}
     return {**page, "date": record.headers.get("WARC-Date")}
