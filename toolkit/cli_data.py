@@ -164,6 +164,7 @@ def sample(
         with _reading(sum(file.size for file in files)) as advance:
             found = sample_files(files, number, seed, advance, text_key=text_key, sample_by=by)
     if as_json:
+        typer.echo(f"seed {seed}", err=True)
         for document in found.lines():
             typer.echo(document)
     else:

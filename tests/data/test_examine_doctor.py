@@ -221,7 +221,7 @@ def test_shard_checksums_say_which_shard_of_a_merged_file_is_bad(tmp_path: Path)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["info"]["shards"] = [
         {"key": f"0000{i}", "tokens": sizes[i], "documents": 20,
-         "bin_xxh3": xxhash.xxh3_64(whole[ends[i] : ends[i + 1]]).hexdigest()}
+         "bin_xxh3": {"text_document-0": xxhash.xxh3_64(whole[ends[i] : ends[i + 1]]).hexdigest()}}
         for i in range(3)
     ]  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.config import TokenizeConfig
+from toolkit.data.examine.lengths import length_histogram
 from toolkit.data.indexed import IndexedReader, token_dtype
 from toolkit.data.tasks import TaskResult
 from toolkit.data.tokenizer_folder import TokenizerFolder
@@ -98,8 +99,8 @@ def weights(
     return found
 
 
-def document_lengths(prefixes: Sequence[Path]) -> dict[str, float]:
-    """Tokens of the documents: mean, median, 90th and 99th percentile, longest."""
+def document_lengths(prefixes: Sequence[Path]) -> dict[str, Any]:
+    """Tokens of the documents: mean, median, 90th and 99th percentile, longest, a histogram."""
     lengths = np.concatenate([_document_lengths(IndexedReader(prefix)) for prefix in prefixes])
     median, p90, p99 = np.percentile(lengths, [50, 90, 99])
     return {
@@ -108,6 +109,7 @@ def document_lengths(prefixes: Sequence[Path]) -> dict[str, float]:
         "p90": round(float(p90), 1),
         "p99": round(float(p99), 1),
         "max": int(lengths.max()),
+        "histogram": length_histogram(lengths),
     }
 
 

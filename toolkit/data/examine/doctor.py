@@ -134,10 +134,16 @@ def _expected(dataset: Dataset, index: Index, tokenizer: TokenizerFolder | None)
 
 def _pieces(dataset: Dataset, index: Index) -> tuple[tuple[str, int, str], ...]:
     """The shards that the ``.bin`` was merged from, or that it is; none where that is not known."""
-    shards, prefixes = dataset.recorded("shards") or [], dataset.recorded("prefixes") or []
-    if len(prefixes) == len(shards) > 1:
-        shards = [s for s, p in zip(shards, prefixes, strict=True) if p == dataset.prefix.name]
-    found = tuple((s["key"], s["tokens"] * index.itemsize, s["bin_xxh3"]) for s in shards)
+    shards, name = dataset.recorded("shards") or [], dataset.prefix.name
+    for shard in shards:
+        for inner, xxh3 in shard["bin_xxh3"].items():
+            if name.endswith(f"{inner}_{shard['key']}"):
+                return ((shard["key"], index.bin_size, xxh3),)
+    found = tuple(
+        (s["key"], s["tokens"] * index.itemsize, s["bin_xxh3"][name])
+        for s in shards
+        if name in s["bin_xxh3"]
+    )
     return found if sum(size for _, size, _ in found) == index.bin_size else ()
 
 

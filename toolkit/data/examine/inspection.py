@@ -16,7 +16,7 @@ from toolkit.data.examine.structure import open_sound
 from toolkit.data.indexed import IndexedReader, bin_path, idx_path
 from toolkit.data.tokenizer_folder import TokenizerFolder
 
-ENDS = 1 << 16
+ENDS = 1 << 12
 """Documents, evenly spread, whose last token is looked at; ``doctor`` looks at all."""
 LONGEST = 1 << 14
 """Tokens of a document that are decoded at most."""

@@ -114,9 +114,10 @@ def _prefix(given: Path) -> Path:
         return prefix
     beside = sorted(p.name[:-4] for p in prefix.parent.glob("*.idx")) if prefix.parent else []
     listed = f"datasets in this folder: {', '.join(beside[:NAMED])}" if beside else None
-    wrong = given.name if given.is_file() else f"{prefix.name}.bin or {prefix.name}.idx"
-    message = "is no indexed dataset" if given.is_file() else "no such file"
-    raise DataError(f"{message}: {wrong}", where=str(given), hint=listed)
+    message = f"there is no {prefix.name}.bin and no {prefix.name}.idx"
+    if given.is_file():
+        message = "neither a .bin nor an .idx"
+    raise DataError(message, where=str(given), hint=listed)
 
 
 def _in_folder(given: Path) -> list[Dataset]:

@@ -280,4 +280,5 @@ def _shown(item: _Line | _Value, find: Callable[[dict[str, Any]], Any]) -> Sampl
     found = find(value) if isinstance(value, dict) else None
     whole = json.dumps(value, ensure_ascii=False, indent=2, default=str)
     text = found if isinstance(found, str) else whole
-    return Sampled(item.where, text, f"{len(text):,} characters")
+    letters = "character" if len(text) == 1 else "characters"
+    return Sampled(item.where, text, f"{len(text):,} {letters}")

@@ -145,8 +145,11 @@ def show_verification(artifact: Artifact, checked: Sequence[Checked]) -> Rendera
 def show_merged(found: Merged) -> RenderableType:
     """What was written."""
     parts = f"{found.documents:,} documents, {found.sequences:,} sequences, {size(found.size)}"
-    line = Text.assemble((found.prefix, "bold"), f": {parts} of {found.datasets} datasets")
-    return Group(line, f"its loss mask: {found.mask}") if found.mask else line
+    lines: list[RenderableType] = [
+        Text(found.prefix, style="bold"),
+        f"{parts}, of {found.datasets} datasets",
+    ]
+    return Group(*lines, *([f"its loss mask: {found.mask}"] if found.mask else []))
 
 
 def show_sample(found: Sample, seed: int) -> RenderableType:

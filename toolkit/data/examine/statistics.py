@@ -62,7 +62,12 @@ def sections(info: Mapping[str, Any]) -> Iterator[Section]:
     """The sections that an ``info`` has anything for, in the order in which they are shown."""
     counts = _mapping(info.get("counts"))
     read = _number(counts.get("read"))
-    yield from _outcomes(counts, read)
+    packing = _mapping(info.get("packing"))
+    if packing:
+        yield from _packing(packing)
+    else:
+        yield from _outcomes(counts, read)
+    yield from _parts(info)
     yield from _sources(info)
     yield from _tally("Removed, by reason", info.get("drops"), read, "documents read")
     yield from _languages(info, counts)
@@ -80,6 +85,29 @@ def _outcomes(counts: Mapping[str, Any], read: Number) -> Iterator[Section]:
     rows = [Row("read", (read,), 1.0)]
     rows += [Row(name, (count,), count / read) for name, count in found.items()]
     yield Section("Documents", ("documents",), tuple(rows), "documents read")
+
+
+def _packing(packing: Mapping[str, Any]) -> Iterator[Section]:
+    """What the packed rows are filled with."""
+    room = _number(packing.get("rows")) * _number(packing.get("seq_length"))
+    names = ("tokens", "trained_tokens", "padding_tokens", "lost_tokens")
+    if room:
+        rows = [Row(n.replace("_", " "), (_number(packing.get(n)),), 0.0) for n in names]
+        rows = [Row(r.label, r.values, (r.values[0] or 0) / room) for r in rows]
+        yield Section("Packed rows", ("count",), tuple(rows), "room in the rows")
+
+
+def _parts(info: Mapping[str, Any]) -> Iterator[Section]:
+    """Training, validation and test parts of a split."""
+    parts = {name: _mapping(counts) for name, counts in _mapping(info.get("parts")).items()}
+    total = sum(_number(part.get("tokens")) for part in parts.values())
+    if total:
+        columns = ("documents", "tokens")
+        rows = tuple(
+            Row(n, tuple(_number(p.get(c)) for c in columns), _number(p.get("tokens")) / total)
+            for n, p in parts.items()
+        )
+        yield Section("Parts", columns, rows, "tokens")
 
 
 def _sources(info: Mapping[str, Any]) -> Iterator[Section]:
@@ -127,10 +155,9 @@ def _blend(info: Mapping[str, Any]) -> Iterator[Section]:
     weights, prefixes = info.get("weights"), info.get("prefixes")
     if not isinstance(weights, Sequence) or not isinstance(prefixes, Sequence):
         return
-    total = sum(map(_number, weights)) or 1
     pairs = zip(prefixes, map(_number, weights), strict=False)
-    rows = tuple(Row(str(name), (weight,), weight / total) for name, weight in pairs)
-    yield Section("Blend", ("weight",), rows, "training samples")
+    rows = tuple(Row(str(name), (weight,), weight) for name, weight in pairs)
+    yield Section("Blend", ("weight",), rows, "samples")
 
 
 def _lengths(info: Mapping[str, Any]) -> Iterator[Section]:
