@@ -15,14 +15,14 @@ from toolkit.data.dedup.shingles import Shingles, shingle
 from toolkit.data.dedup.words import LONGEST, UNSPACED, batches, split_words
 
 TEXTS = st.lists(
-    st.text(st.sampled_from("abAZ019 _.-\n\téÉßİσΣ中文かไทยДь\u0301\u200d😀\ud800")), max_size=8
+    st.text(st.sampled_from("abAZσς019 _.-\n\téÉßİσΣ中文かไทยДь\u0301\u200d😀\ud800")), max_size=8
 )
 
 
 def plain_words(text: str) -> list[str]:
     """The words of a text, one character after another."""
     found = [""]
-    for character in unicodedata.normalize("NFC", text).lower():
+    for character in unicodedata.normalize("NFC", text).lower().replace("ς", "σ"):
         if any(first <= ord(character) <= last for first, last in UNSPACED):
             found += [character, ""] if unicodedata.category(character)[0] in "LNM" else [""]
         elif unicodedata.category(character)[0] in "LNM":
@@ -44,6 +44,18 @@ def words_of(texts: Sequence[str]) -> list[list[str]]:
 @given(TEXTS)
 def test_words_are_those_of_the_plain_way(texts: list[str]) -> None:
     assert words_of(texts) == [plain_words(text) for text in texts]
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(TEXTS, st.text("ab .", max_size=3))
+def test_text_with_little_but_ascii_has_the_same_words(texts: list[str], plain: str) -> None:
+    parted = [plain + " ".join(text) for text in texts]
+    padded = [text + " x" * 40 * len(text) for text in parted]
+    cut = [
+        found[: len(plain_words(text))]
+        for found, text in zip(words_of(padded), parted, strict=True)
+    ]
+    assert cut == [plain_words(text) for text in parted]
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,15 @@ def _bins(hashes: Hashes, counts: Offsets, num_perm: int) -> Hashes:
 
 
 def _fill(bins: Hashes, hashes: Hashes, owners: Offsets, num_perm: int, step: int) -> None:
-    mixed = mix(hashes + np.uint64(_STEP * (step + 1) & (2**64 - 1)))
-    places = ((mixed >> _HALF) * np.uint64(num_perm) >> _HALF).astype(np.int64)
-    values = (mixed & _LOW) | np.uint64(step << 32)
-    np.minimum.at(bins, owners + places, values)
+    """One round: shingles' hashes are mixed as they come, so the first takes them as they are."""
+    mixed = mix(hashes + np.uint64(_STEP * step & (2**64 - 1))) if step else hashes
+    places = mixed >> _HALF
+    places *= np.uint64(num_perm)
+    places >>= _HALF
+    values = mixed & _LOW
+    if step:
+        values |= np.uint64(step << 32)
+    np.minimum.at(bins, owners + places.view(np.int64), values)
 
 
 def _fill_rest(bins: Hashes, hashes: Hashes, counts: Offsets) -> None:

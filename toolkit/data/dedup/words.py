@@ -23,8 +23,8 @@ LONGEST = 64
 """Bytes of a word."""
 WINDOW = 8
 """Bytes that are hashed at once."""
-BATCH = 1 << 20
-"""Characters that are hashed at once: what fits a processor's cache."""
+BATCH = 3 << 17
+"""Characters that are hashed at once: what fits a processor's cache, and no page is asked for."""
 BLANK = 0x20
 SEPARATOR, PART, ALONE = 0, 1, 2
 """Classes of characters: none of a word, a part of a word, a word of its own."""
@@ -37,6 +37,11 @@ UNSPACED = (
 """Blocks of scripts that put no blanks between words."""
 CLASSIFIED = 0x32400
 """Code points from here on (tags, private use) are no part of a word."""
+
+SPARSE = 32
+"""Bytes for each run of characters that are not ASCII, from which on runs are done one by one."""
+REMEMBERED = 64
+"""Bytes of a run that is done once, and looked up when it comes again."""
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MASKS = np.array([(1 << (8 * n)) - 1 for n in range(WINDOW + 1)], np.uint64)
@@ -98,7 +103,7 @@ class Words:
 
 def split_words(texts: Sequence[str]) -> Words:
     """The words of texts; best in batches of about ``BATCH`` characters: see ``batches``."""
-    parts = [(t if t.isascii() else _spaced(t)).encode() for t in texts]
+    parts = [t.encode() if t.isascii() else _plain(t) for t in texts]
     buffer = (b" ".join(parts) + b" " * WINDOW).translate(_LOWER)
     begins = np.cumsum([0, *(len(part) + 1 for part in parts)])
     inside = np.frombuffer(b" " + buffer, np.uint8) != BLANK
@@ -131,9 +136,35 @@ def _cut_long(starts: Offsets, ends: Offsets) -> tuple[Offsets, Offsets]:
     return cut, np.minimum(cut + LONGEST, np.repeat(ends, pieces))
 
 
+def _plain(text: str) -> bytes:
+    """UTF-8 in which what is not ASCII is a part of a word, or blank; see ``_spaced``."""
+    raw = text.encode("utf-8", "surrogatepass")
+    foreign = np.flatnonzero(np.frombuffer(raw, np.uint8) & 0x80)
+    breaks = np.flatnonzero(np.diff(foreign) > 1)
+    if len(breaks) > len(raw) // SPARSE:
+        return _spaced(text).encode()
+    pieces, done = [], 0
+    starts = foreign[np.append(0, breaks + 1)].tolist()
+    ends = (foreign[np.append(breaks, -1)] + 1).tolist()
+    for start, end in zip(starts, ends, strict=True):
+        first = max(start - 1, done)  # a mark makes one character with what is in front of it
+        spaced = _spaced_run if end - first <= REMEMBERED else _spaced_run.__wrapped__
+        pieces += [raw[done:first], spaced(raw[first:end])]
+        done = end
+    return b"".join([*pieces, raw[done:]])
+
+
+@functools.lru_cache(1 << 14)
+def _spaced_run(raw: bytes) -> bytes:
+    return _spaced(raw.decode("utf-8", "surrogatepass")).encode()
+
+
 def _spaced(text: str) -> str:
-    """Text in NFC and lower case, blanks for what is no word, and about unspaced characters."""
-    text = unicodedata.normalize("NFC", text).lower()
+    """Text in NFC and lower case, blanks for what is no word, and about unspaced characters.
+
+    A final sigma is taken for any other, so that a letter's case does not hang on its neighbours.
+    """
+    text = unicodedata.normalize("NFC", text).lower().replace("ς", "σ")
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
     kinds = _classes()[np.minimum(codes, CLASSIFIED)]
     codes = np.where(kinds == SEPARATOR, BLANK, codes)
