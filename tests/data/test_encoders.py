@@ -1,172 +1,303 @@
-"""gigatoken where it equals ``tokenizers``, which is the reference, and only there."""
+"""Encoders: each gives the tokens of the tokenizer's own library, and special tokens stay text."""
 
 import json
-import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
+from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, make, texts
+from tokenizers import AddedToken, Tokenizer, processors
 
-from toolkit.artifacts import Artifact
+from toolkit.data import encoders
+from toolkit.data.backends import HARD_TEXTS, probe_texts
 from toolkit.data.encoders import (
-    HARD_TEXTS,
+    SEPARATOR,
     Encoded,
+    Encoder,
     GigatokenEncoder,
     TokenizersEncoder,
-    choose_encoder,
+    open_encoder,
+    open_gigatoken,
+    split,
 )
-from toolkit.data.samples import read_sample
+from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
 from toolkit.errors import ToolkitError
 
-
-@pytest.fixture
-def tokenizer_json(vocabulary: Artifact) -> str:
-    return vocabulary.path("tokenizer.json").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+EVERY = [(kind, False) for kind in KINDS] + [(kind, True) for kind in GIGATOKEN_HAS]
 
 
-def assert_equal(one: Encoded, two: Encoded) -> None:
-    assert np.array_equal(one.lengths, two.lengths)
-    assert np.array_equal(one.tokens, two.tokens)
-    assert one.tokens.dtype == two.tokens.dtype == np.uint32
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerFolder]:
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {kind: open_tokenizer(make(kind, root)) for kind in KINDS}
 
 
-def assert_same(texts: list[str], tokenizer_json: str) -> None:
-    reference, fast = TokenizersEncoder(tokenizer_json), GigatokenEncoder(tokenizer_json)
-    assert_equal(reference.encode_batch(texts), fast.encode_batch(texts))
+@pytest.fixture(scope="module")
+def opened(tokenizers: dict[str, TokenizerFolder]) -> dict[tuple[str, bool], Encoder]:
+    """Every kind's encoder, by its own library and (True) by gigatoken."""
+    return {
+        (kind, fast): open_encoder(t, "gigatoken" if fast else t.library)
+        for kind, fast in EVERY
+        for t in [tokenizers[kind]]
+    }
 
 
-def test_equal_on_the_sample_documents(tokenizer_json: str) -> None:
-    assert_same([row["text"] for row in read_sample("python-docs")], tokenizer_json)
+def of_tokenizers(tokenizer: TokenizerFolder) -> Callable[[str], list[int]]:
+    inner = Tokenizer.from_str(tokenizer.json)
+    inner.encode_special_tokens = True
+    return lambda text: list(inner.encode(text, add_special_tokens=False).ids)
 
 
-def test_equal_on_shakespeare(tokenizer_json: str, shared_data: Path) -> None:
-    text = (shared_data / "tinyshakespeare.txt").read_text()
-    assert_same([text, *text.split("\n\n"), ""], tokenizer_json)
+def of_tiktoken(tokenizer: TokenizerFolder) -> Callable[[str], list[int]]:
+    """tiktoken as mistral-common uses it for tekken: ranks from 0, the offset added after."""
+    from tiktoken import Encoding
+
+    first = min(tokenizer.ranks.ids.values())
+    ranks = {token: identity - first for token, identity in tokenizer.ranks.ids.items()}
+    encoding = Encoding(
+        "test", pat_str=tokenizer.ranks.pattern, mergeable_ranks=ranks, special_tokens={}
+    )
+    return lambda text: [identity + first for identity in encoding.encode_ordinary(text)]
 
 
-def test_equal_on_hard_texts_and_no_texts(tokenizer_json: str) -> None:
-    assert_same([*HARD_TEXTS, "", "", "\n", "a" * 5000], tokenizer_json)
-    assert_same([""], tokenizer_json)
-    assert_same([], tokenizer_json)
+def oracle(tokenizer: TokenizerFolder) -> Callable[[str], list[int]]:
+    if tokenizer.kind == "sentencepiece":
+        processor = SentencePieceProcessor(str(tokenizer.files[0]))
+        return lambda text: list(processor.encode(text))
+    return (of_tokenizers if tokenizer.kind == "tokenizers" else of_tiktoken)(tokenizer)
 
 
-@pytest.mark.parametrize("encoder", [TokenizersEncoder, GigatokenEncoder])
-def test_a_special_token_in_a_text_stays_text(
-    encoder: Callable[[str], TokenizersEncoder | GigatokenEncoder], tokenizer_json: str
+def assert_gives(encoded: Encoded, expected: list[list[int]]) -> None:
+    assert encoded.lengths.tolist() == list(map(len, expected))
+    assert encoded.tokens.tolist() == [token for tokens in expected for token in tokens]
+    assert (encoded.tokens.dtype, encoded.lengths.dtype) == (np.uint32, np.int64)
+
+
+@pytest.mark.parametrize("which", EVERY, ids=str)
+def test_equal_to_the_library(
+    which: tuple[str, bool],
+    tokenizers: dict[str, TokenizerFolder],
+    opened: dict[tuple[str, bool], Encoder],
 ) -> None:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-    text = "".join(f"before {content} after" for content in special) + "<|endoftext|>"
-    encoded = encoder(tokenizer_json).encode_batch([text, "<|endoftext|>"])
-    assert not set(encoded.tokens.tolist()) & set(special.values())
-    assert tokenizer.decode(encoded.tokens.tolist()) == f"{text}<|endoftext|>"
-    assert special["<|endoftext|>"] in tokenizer.encode("<|endoftext|>").ids
+    expected = oracle(tokenizers[which[0]])
+    given = [*HARD_TEXTS, "", *texts()[::4], "\n", "a" * 3000, ""]
+    assert_gives(opened[which].encode_batch(given), [expected(text) for text in given])
+    for few in ([], [""], ["", ""], ["one"]):
+        assert_gives(opened[which].encode_batch(few), [expected(text) for text in few])
 
 
-def test_text_that_is_an_added_but_no_special_token(tokenizer_json: str) -> None:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+PIECES = st.sampled_from(
+    [*" \n\t'._-1", "  ", "the", "don't", "I'LL", "\u4e2d", "e\u0301", "\U0001f600", *SPECIAL]
+)
+
+
+@pytest.mark.parametrize("which", EVERY, ids=str)
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(batch=st.lists(st.lists(PIECES | st.text(max_size=4)).map("".join), max_size=5))
+def test_equal_to_the_library_on_any_text(
+    batch: list[str],
+    which: tuple[str, bool],
+    tokenizers: dict[str, TokenizerFolder],
+    opened: dict[tuple[str, bool], Encoder],
+) -> None:
+    expected = oracle(tokenizers[which[0]])
+    assert_gives(opened[which].encode_batch(batch), [expected(text) for text in batch])
+
+
+@pytest.mark.parametrize("which", EVERY, ids=str)
+def test_special_tokens_in_a_text_stay_text(
+    which: tuple[str, bool],
+    tokenizers: dict[str, TokenizerFolder],
+    opened: dict[tuple[str, bool], Encoder],
+) -> None:
+    tokenizer = tokenizers[which[0]]
+    special = tokenizer.special_tokens()
+    assert special
+    ids = {tokenizer.vocabulary[token] for token in special}
+    for token in special:
+        found = opened[which].encode_batch([f"before {token} after", token, f"{token}{token}"])
+        # WordPiece knows no brackets: it gives its unknown token for them, as for any such word.
+        unknown = {tokenizer.vocabulary["[UNK]"]} if which[0] == "word-piece" else set()
+        assert not set(found.tokens.tolist()) & (ids - unknown)
+        assert (found.lengths > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fast"),
+    [
+        *(("byte-level", True), ("byte-level", False), ("word-piece", False)),
+        *(("tiktoken", False), ("tekken", False)),
+    ],
+)
+def test_special_tokens_are_parsed_if_asked(
+    kind: str, fast: bool, tokenizers: dict[str, TokenizerFolder]
+) -> None:
+    tokenizer = tokenizers[kind]
+    backend = "gigatoken" if fast else tokenizer.library
+    encoder = open_encoder(tokenizer, backend, parse_special_tokens=True)
+    for token in tokenizer.special_tokens()[:3]:
+        identity = tokenizer.vocabulary[token]
+        parts = encoder.encode_batch(["some", "thing"]).tokens.tolist()
+        assert encoder.encode_batch([f"some{token}thing"]).tokens.tolist().count(identity) == 1
+        assert len(encoder.encode_batch([f"some{token}thing"]).tokens) == len(parts) + 1
+
+
+def test_sentencepiece_parses_none(tokenizers: dict[str, TokenizerFolder]) -> None:
+    with pytest.raises(ToolkitError, match=r"finds no special tokens in text\n.*tokenizer\.json"):
+        open_encoder(tokenizers["sentencepiece-bpe"], "sentencepiece", parse_special_tokens=True)
+
+
+def test_user_defined_symbols_are_pieces(
+    tokenizers: dict[str, TokenizerFolder], opened: dict[tuple[str, bool], Encoder]
+) -> None:
+    identity = tokenizers["sentencepiece-bpe"].vocabulary["<user>"]
+    for fast in (False, True):
+        assert identity in opened["sentencepiece-bpe", fast].encode_batch(["a<user>b"]).tokens
+
+
+def test_another_library_is_refused(tokenizers: dict[str, TokenizerFolder]) -> None:
+    with pytest.raises(ToolkitError, match=r"backend tiktoken does not read(.|\n)*or tokenizers"):
+        open_encoder(tokenizers["byte-level"], "tiktoken")
+
+
+def byte_level_json(tokenizers: dict[str, TokenizerFolder]) -> str:
+    content = tokenizers["byte-level"].json
+    assert content is not None
+    return content
+
+
+def folder_of(tmp_path: Path, tokenizer: Tokenizer) -> TokenizerFolder:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return open_tokenizer(tmp_path)
+
+
+def test_text_that_is_an_added_but_no_special_token(
+    tokenizers: dict[str, TokenizerFolder], tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_str(byte_level_json(tokenizers))
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    identity = tokenizer.token_to_id("<think>")
-    for encoder in (TokenizersEncoder, GigatokenEncoder):
-        assert identity in encoder(tokenizer.to_str()).encode_batch(["a <think> b"]).tokens
+    folder = folder_of(tmp_path, tokenizer)
+    for backend in ("tokenizers", "gigatoken"):
+        tokens = open_encoder(folder, backend).encode_batch(["a <think> b", "c"]).tokens
+        assert folder.vocabulary["<think>"] in tokens
 
 
-def test_truncation_padding_and_begin_of_text_are_left_aside(tokenizer_json: str) -> None:
-    changed = Tokenizer.from_str(tokenizer_json)
+def test_truncation_padding_and_begin_of_text_are_left_aside(
+    tokenizers: dict[str, TokenizerFolder], tmp_path: Path
+) -> None:
+    changed = Tokenizer.from_str(byte_level_json(tokenizers))
     changed.enable_truncation(max_length=3)
     changed.enable_padding(length=50)
     changed.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
-    texts = ["a rather long text", "", "another"]
-    plain = TokenizersEncoder(tokenizer_json).encode_batch(texts)
+    batch = ["a rather long text", "", "another"]
+    plain = TokenizersEncoder(byte_level_json(tokenizers)).encode_batch(batch)
     assert plain.lengths[0] > 3
-    assert_equal(plain, TokenizersEncoder(changed.to_str()).encode_batch(texts))
-    assert_equal(plain, GigatokenEncoder(changed.to_str()).encode_batch(texts))
+    folder = folder_of(tmp_path, changed)
+    for backend in ("tokenizers", "gigatoken"):
+        found = open_encoder(folder, backend).encode_batch(batch)
+        assert np.array_equal(found.tokens, plain.tokens)
+        assert np.array_equal(found.lengths, plain.lengths)
 
 
-def test_gigatoken_is_chosen_where_it_agrees(tokenizer_json: str) -> None:
-    encoder, why = choose_encoder(tokenizer_json, ["some", "documents"])
-    assert encoder.name == "gigatoken"
-    assert why.startswith("equal to tokenizers on")
+# gigatoken: one text for a batch, and a bound on its cache
 
 
-def test_tokenizers_can_be_asked_for(tokenizer_json: str) -> None:
-    encoder, why = choose_encoder(tokenizer_json, ["some"], "tokenizers")
-    assert (encoder.name, why) == ("tokenizers", "asked for")
+@pytest.mark.parametrize("kind", GIGATOKEN_HAS)
+def test_a_text_with_the_separator_in_it(kind: str, tokenizers: dict[str, TokenizerFolder]) -> None:
+    encoder = open_gigatoken(tokenizers[kind])
+    expected = oracle(tokenizers[kind])
+    between = [SEPARATOR.format(number) for number in range(1, 5)]
+    for batch in (["one", f"two {between[0]} three", ""], [between[0]], ["", *between, "x"]):
+        assert_gives(encoder.encode_batch(batch), [expected(text) for text in batch])
 
 
-def word_piece() -> str:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=60, special_tokens=["[UNK]"], show_progress=False
+def test_split_at_separators() -> None:
+    tokens = np.array([9, 1, 2, 9, 9, 3], np.uint32)
+    assert_gives(split(tokens, 9), [[], [1, 2], [], [3]])
+    assert_gives(split(np.array([1], np.uint32), 9), [[1]])
+
+
+def test_ids_with_gaps(tokenizers: dict[str, TokenizerFolder], tmp_path: Path) -> None:
+    raw = json.loads(byte_level_json(tokenizers))
+    raw["added_tokens"][-1]["id"] = raw["model"]["vocab"][SPECIAL[-1]] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    folder = open_tokenizer(tmp_path)
+    assert folder.vocab_size == 5001
+    batch = ["one", "two", SPECIAL[-1]]
+    expected = oracle(folder)
+    found = open_encoder(folder, "gigatoken").encode_batch(batch)
+    assert_gives(found, [expected(text) for text in batch])
+
+
+def test_the_cache_is_dropped_when_the_process_grew(
+    tokenizers: dict[str, TokenizerFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = open_gigatoken(tokenizers["byte-level"])
+    expected = encoder.encode_batch(["some text"]).tokens.tolist()
+    first = encoder._tokenizer
+    grown = encoders.resident_bytes() + encoders.CACHE_BYTES
+    monkeypatch.setattr(encoders, "resident_bytes", lambda: grown - 10 * 2**20)
+    assert encoder.encode_batch(["some text"]).tokens.tolist() == expected
+    assert encoder._tokenizer is first
+    monkeypatch.setattr(encoders, "resident_bytes", lambda: grown + 100 * 2**20)
+    assert encoder.encode_batch(["some text"]).tokens.tolist() == expected
+    assert encoder._tokenizer is not first
+    second = encoder._tokenizer
+    encoder.encode_batch(["some text"])
+    assert encoder._tokenizer is second
+
+
+def test_memory_is_read() -> None:
+    before = encoders.resident_bytes()
+    held = np.ones(8 << 20, np.int64)
+    assert encoders.resident_bytes() - before > 0.9 * held.nbytes
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from toolkit.data.encoders import open_encoder
+from toolkit.data.tokenizer_folder import find_tokenizer
+heavy = {"tokenizers", "gigatoken", "sentencepiece", "tiktoken", "transformers", "torch", "pyarrow"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+encoder = open_encoder(find_tokenizer(Path(sys.argv[1])), sys.argv[2])
+assert encoder.encode_batch(["some text", "more"]).lengths.sum()
+print(*sorted((heavy | {"awkward"}) & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("byte-level", "gigatoken"), ("tekken", "gigatoken"), ("sentencepiece-bpe", "sentencepiece")],
+)
+def test_a_worker_imports_its_library_alone(
+    kind: str, backend: str, tokenizers: dict[str, TokenizerFolder]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tokenizers[kind].folder), backend],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
-    tokenizer.train_from_iterator(["some words to learn from"] * 5, trainer)
-    return str(tokenizer.to_str())
+    assert done.stdout.split() == [backend]
 
 
-def lower_case(tokenizer_json: str) -> str:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.normalizer = normalizers.Lowercase()
-    return str(tokenizer.to_str())
-
-
-@pytest.mark.parametrize("kind", ["word piece", "lower case"])
-def test_a_tokenizer_it_lacks_falls_back_with_one_line_that_says_why(
-    kind: str, tokenizer_json: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    unsupported = word_piece() if kind == "word piece" else lower_case(tokenizer_json)
-    with caplog.at_level(logging.WARNING):
-        encoder, why = choose_encoder(unsupported, ["Some words"])
-    assert encoder.name == "tokenizers"
-    assert "doesn't take this tokenizer (Unsupported" in why
-    assert len(caplog.messages) == 1
-    assert why.removeprefix("gigatoken can't be used: ") in caplog.messages[0]
-    assert "\n" not in caplog.messages[0]
-    with pytest.raises(ToolkitError, match=r"backend gigatoken can't be used: .*Unsupported"):
-        choose_encoder(unsupported, ["Some words"], "gigatoken")
-
-
-def test_one_wrong_token_in_one_document_is_enough_to_fall_back(
-    tokenizer_json: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = GigatokenEncoder.encode_batch
-
-    def wrong(self: GigatokenEncoder, texts: list[str]) -> Encoded:
-        encoded = right(self, texts)
-        for index, text in enumerate(texts):
-            if "odd" in text:
-                encoded.tokens[encoded.lengths[:index].sum()] ^= 1
-        return encoded
-
-    monkeypatch.setattr(GigatokenEncoder, "encode_batch", wrong)
-    encoder, why = choose_encoder(tokenizer_json, ["even"] * 200 + ["an odd one", "even"])
-    assert encoder.name == "tokenizers"
-    assert "its tokens differ on 'an odd one'" in why
-    assert choose_encoder(tokenizer_json, ["even"] * 200)[0].name == "gigatoken"
-
-
-def test_without_gigatoken_installed(tokenizer_json: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
-    encoder, why = choose_encoder(tokenizer_json, ["some"])
-    assert encoder.name == "tokenizers"
-    assert "not installed" in why
-
-
-def test_the_file_itself_is_left_as_it_is(vocabulary: Artifact) -> None:
-    path = vocabulary.path("tokenizer.json")
-    before = path.read_bytes()
-    choose_encoder(path.read_text(), ["some"])
-    assert path.read_bytes() == before
-    assert json.loads(before)["added_tokens"]
+def test_the_probe_has_every_sort_of_text(tokenizers: dict[str, TokenizerFolder]) -> None:
+    many = [f"{i} " * 5000 for i in range(500)]
+    found = probe_texts(tokenizers["byte-level"], many)
+    assert set(HARD_TEXTS) < set(found)
+    assert "a <|endoftext|>b<|endoftext|>" in found
+    assert found[-1].startswith("127 ")
+    assert sum(map(len, found)) < 150_000
+    assert isinstance(open_gigatoken(tokenizers["byte-level"]), GigatokenEncoder)

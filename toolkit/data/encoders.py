@@ -30,8 +30,8 @@ from toolkit.data.bpe_ranks import (
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_sentencepiece
 from toolkit.errors import ToolkitError
 
-SEPARATOR = "\x00<|toolkit:document|>\x00"
-"""Stands between the texts of a batch that gigatoken encodes in one call."""
+SEPARATOR = "\x00toolkit-document-{}\x00"
+"""Stands between the texts of a batch that gigatoken encodes in one call, with a number in it."""
 CACHE_BYTES = 384 << 20
 """By how much a process may grow through gigatoken's cache, which itself has no bound."""
 GIGATOKEN_SCHEMES = {
@@ -41,6 +41,10 @@ GIGATOKEN_SCHEMES = {
     TEKKEN_PATTERN: "nemotron",
 }
 """gigatoken's name for the splitting of each pattern of ranks that it has."""
+Load = Callable[[str], tuple[Any, int | None]]
+"""Makes gigatoken's tokenizer with a separator; also says the separator's id in it."""
+_PLACE = "\x00separator\x00"
+"""Where a separator goes in a ``tokenizer.json``."""
 
 
 class Unsupported(Exception):
@@ -121,38 +125,46 @@ class TiktokenEncoder:
 class GigatokenEncoder:
     """gigatoken: ten to a hundred times faster than the libraries, where it has the tokenizer.
 
-    A batch goes to it as one text with ``SEPARATOR`` between the documents: so one call gives one
-    array, and its import of awkward (0.2 s) is not needed.
+    A batch goes to it as one text with a separator between the documents: so one call gives one
+    array, and its import of awkward (0.2 s) is not needed. Where a document has that separator in
+    it, another is taken.
 
     Args:
-        load: makes gigatoken's tokenizer, and says which id ``SEPARATOR`` has in it, if any.
+        load: also says None for the separator's id, where texts can't be encoded together.
         offset: what is to be added to every id.
     """
 
     name = "gigatoken"
 
-    def __init__(self, load: Callable[[], tuple[Any, int | None]], offset: int = 0) -> None:
-        self._load, self._offset = load, offset
-        self._tokenizer: Any = None
+    def __init__(self, load: Load, offset: int = 0) -> None:
+        self._load, self._offset, self._started = load, offset, 0
         self._start()
 
     def _start(self) -> None:
-        self._tokenizer = None
-        self._tokenizer, self._separator = self._load()
+        self._started += 1
+        self._tokenizer: Any = None
+        self._between = SEPARATOR.format(self._started)
+        self._tokenizer, self._separator = self._load(self._between)
         self._resident = resident_bytes()
 
     def encode_batch(self, texts: list[str]) -> Encoded:
         """Encode texts."""
         if resident_bytes() - self._resident > CACHE_BYTES:
             self._start()
-        content = SEPARATOR.encode().join([text.encode() for text in texts])
-        if self._separator is None or content.count(SEPARATOR.encode()) != len(texts) - 1:
-            encoded = joined([self._tokenizer.encode(text) for text in texts])
-        else:
-            encoded = split(self._tokenizer.encode(content), self._separator)
+        encoded = self._encode(texts)
         if self._offset:
             np.add(encoded.tokens, np.uint32(self._offset), out=encoded.tokens)
         return encoded
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        if self._separator is None or len(texts) < 2:
+            return joined([self._tokenizer.encode(text) for text in texts])
+        raw = [text.encode() for text in texts]
+        content = self._between.encode().join(raw)
+        while content.count(self._between.encode()) != len(texts) - 1:
+            self._start()
+            content = self._between.encode().join(raw)
+        return split(self._tokenizer.encode(content), self._separator)
 
 
 def joined(tokens: list[npt.NDArray[np.uint32]]) -> Encoded:
@@ -218,21 +230,18 @@ def open_gigatoken(
         Unsupported, ValueError, RuntimeError: it does not have this kind of tokenizer.
     """
     if tokenizer.json is not None:
-        content, separator = _for_gigatoken(tokenizer.json, parse_special_tokens)
-        return GigatokenEncoder(lambda: _byte_level(content, separator))
+        return GigatokenEncoder(_byte_level(tokenizer.json, parse_special_tokens))
     if parse_special_tokens:
         raise Unsupported("it is used for special tokens of a tokenizer.json alone")
     if tokenizer.kind == "sentencepiece":
-        return GigatokenEncoder(lambda: (_sentencepiece(tokenizer.files[0]), None))
-    ranks = tokenizer.ranks
-    return GigatokenEncoder(lambda: _ranks(ranks), min(ranks.ids.values()))
+        return GigatokenEncoder(_sentencepiece(tokenizer.files[0]))
+    return GigatokenEncoder(_ranks(tokenizer.ranks), min(tokenizer.ranks.ids.values()))
 
 
-def _for_gigatoken(tokenizer_json: str, parse_special_tokens: bool) -> tuple[bytes, int]:
-    """A ``tokenizer.json`` that finds ``SEPARATOR`` in a text, and special tokens only if asked.
+def _byte_level(tokenizer_json: str, parse_special_tokens: bool) -> Load:
+    """Of a ``tokenizer.json``: special tokens in a text are found only if asked."""
+    from gigatoken.gigatoken_rs import BPETokenizer, load_hf_json
 
-    Also the id that the separator gets: one that no other token has.
-    """
     settings: dict[str, Any] = orjson.loads(tokenizer_json)
     added = settings.get("added_tokens") or []
     vocabulary = settings["model"]["vocab"]
@@ -240,30 +249,32 @@ def _for_gigatoken(tokenizer_json: str, parse_special_tokens: bool) -> tuple[byt
     separator = max([*ids, *(token["id"] for token in added)], default=-1) + 1
     kept = [t for t in added if parse_special_tokens or not t.get("special")]
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    mark = {"id": separator, "content": SEPARATOR, **plain, "special": True}
+    mark = {"id": separator, "content": _PLACE, **plain, "special": True}
     settings["added_tokens"] = [*kept, mark]
     settings["post_processor"] = settings["truncation"] = settings["padding"] = None
-    return orjson.dumps(settings), separator
+    content = orjson.dumps(settings)
+
+    def load(between: str) -> tuple[Any, int | None]:
+        tokenizer = load_hf_json(content.replace(orjson.dumps(_PLACE), orjson.dumps(between)))
+        # What SentencePiece puts before a text it would put after every separator, or before none.
+        return tokenizer, separator if isinstance(tokenizer, BPETokenizer) else None
+
+    return load
 
 
-def _byte_level(tokenizer_json: bytes, separator: int) -> tuple[Any, int | None]:
-    from gigatoken.gigatoken_rs import BPETokenizer, load_hf_json
-
-    tokenizer = load_hf_json(tokenizer_json)
-    # What SentencePiece puts before a text it would put after every separator, or before none.
-    return tokenizer, separator if isinstance(tokenizer, BPETokenizer) else None
-
-
-def _sentencepiece(model: Path) -> Any:
+def _sentencepiece(model: Path) -> Load:
+    """Of a SentencePiece model, its user-defined symbols kept and its control symbols not."""
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
     from gigatoken.gigatoken_rs import load_hf_json
 
     settings = orjson.loads(sentencepiece_to_tokenizer_json(model.read_bytes()))
     added = [token for token in settings["added_tokens"] if not token["special"]]
-    return load_hf_json(orjson.dumps({**settings, "added_tokens": added}))
+    content = orjson.dumps({**settings, "added_tokens": added})
+    return lambda _: (load_hf_json(content), None)
 
 
-def _ranks(ranks: Ranks) -> tuple[Any, int]:
+def _ranks(ranks: Ranks) -> Load:
+    """Of ranks, which gigatoken reads from a file and wants to begin at 0."""
     from gigatoken.gigatoken_rs import BPETokenizer
 
     scheme = GIGATOKEN_SCHEMES.get(ranks.pattern)
@@ -271,20 +282,12 @@ def _ranks(ranks: Ranks) -> tuple[Any, int]:
         raise Unsupported(f"it does not split by the pattern {ranks.pattern[:40]!r}...")
     first = min(ranks.ids.values())
     separator = max(ranks.ids.values()) - first + 1
-    with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
-        for token, identity in ranks.ids.items():
-            file.write(b64encode(token) + b" %d\n" % (identity - first))
-        file.flush()
-        return BPETokenizer.from_tiktoken(file.name, scheme, {SEPARATOR: separator}), separator
+    content = b"".join(b"%s %d\n" % (b64encode(t), i - first) for t, i in ranks.ids.items())
 
+    def load(between: str) -> tuple[Any, int]:
+        with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
+            file.write(content)
+            file.flush()
+            return BPETokenizer.from_tiktoken(file.name, scheme, {between: separator}), separator
 
-def choose_encoder(
-    tokenizer_json: str | None, documents: list[str], backend: str = "auto"
-) -> tuple[Encoder, str]:
-    """``choose_backend`` and ``open_encoder`` for the content of a ``tokenizer.json``."""
-    from toolkit.data.backends import choose_backend
-
-    tokenizer = TokenizerFolder(Path(), "tokenizers", ())
-    tokenizer.__dict__["json"] = tokenizer_json
-    name, why = choose_backend(tokenizer, documents, backend)
-    return open_encoder(tokenizer, name), why
+    return load
