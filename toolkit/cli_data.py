@@ -183,6 +183,27 @@ def stats(artifact: ArtifactPath, as_json: Json = False) -> None:
     _print(found.plain() if as_json else show_statistics(found), as_json)
 
 
+@data.command(epilog="Example: toolkit data index configs/mini.yaml base")
+@verb
+def index(
+    file: Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", show_default=False)],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A pretrain stage.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run's folder; by default runs/NAME.")
+    ] = None,
+) -> None:
+    """Build the index of a pretrain stage ahead of its run, on this machine's CPU."""
+    from toolkit.launch.prebuild import prebuild_index
+    from toolkit.plan.stages import load_checked
+
+    loaded = load_checked(file, overrides or ())
+    folder = run_dir or Path("runs") / loaded.pipeline.name
+    parts = prebuild_index(loaded, folder, stage)
+    counted = ", ".join(f"{part} {tokens:,} tokens" for part, tokens in parts["tokens"].items())
+    typer.echo(f"{folder / stage}: split by {parts['split_by']}: {counted}")
+
+
 def _print(found: Any, as_json: bool) -> None:
     if as_json:
         import json

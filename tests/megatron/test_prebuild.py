@@ -49,6 +49,6 @@ def test_what_has_no_index(pipeline: Path, tmp_path: Path) -> None:
         prebuild_index(loaded, tmp_path / "run", "vocabulary")
     with pytest.raises(ToolkitError, match="'more' needs 'base', which is pending"):
         prebuild_index(loaded, tmp_path / "run", "more")
-    with pytest.raises(ToolkitError, match="'bsae'.*did you mean 'base'"):
+    with pytest.raises(ToolkitError, match=r"'bsae'.*did you mean 'base'"):
         prebuild_index(loaded, tmp_path / "run", "bsae")
     assert not list((tmp_path / "run").glob("*/work"))
