@@ -12,11 +12,12 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import zstandard
 
 from toolkit.data.files import Compression
+from toolkit.data.ranges import RawFile
 
 INPUT = 1 << 16
 DAMAGED = (
@@ -51,7 +52,7 @@ class Frame(Protocol):
         """The content of more of the file's bytes."""
 
 
-def decompressed(file: BinaryIO, compression: Compression) -> Readable:
+def decompressed(file: RawFile, compression: Compression) -> Readable:
     """The content of a file, to be read from its beginning."""
     if compression == "gz":
         return gzip.GzipFile(fileobj=file, mode="rb")
@@ -73,7 +74,7 @@ class _Frames:
         padding: bytes that may stand between frames.
     """
 
-    def __init__(self, file: BinaryIO, begin: Callable[[], Frame], padding: bytes = b"") -> None:
+    def __init__(self, file: RawFile, begin: Callable[[], Frame], padding: bytes = b"") -> None:
         self._file, self._begin, self._padding = file, begin, padding
         self._frame = begin()
         self._begun = False

@@ -78,15 +78,15 @@ def known_formats() -> str:
 
 
 @contextmanager
-def open_file(source: Source) -> Iterator[BinaryIO]:
+def open_file(source: Source) -> Iterator[BinaryIO | RemoteFile]:
     """Open a file or an object behind a URL, unbuffered.
 
     Raises:
         DataError: it can't be opened, or was changed since ``expand`` saw it.
     """
     if source.path is None:
-        with RemoteFile(source.name, source.size, source.etag) as remote:
-            yield remote  # type: ignore[misc]  # a RawIOBase, as an unbuffered file is
+        with RemoteFile(source.name, source.size, source.etag, source.seekable) as remote:
+            yield remote
         return
     try:
         file = source.path.open("rb", buffering=0)
@@ -97,13 +97,14 @@ def open_file(source: Source) -> Iterator[BinaryIO]:
         yield file
 
 
-def check_unchanged(source: Source, file: BinaryIO) -> None:
-    """Compare an open file with what ``expand`` saw; a RemoteFile does so by itself.
+def check_unchanged(source: Source, file: BinaryIO | RemoteFile) -> None:
+    """Compare an open file with what ``expand`` saw.
 
     Raises:
-        DataError: its size or modification time is another now.
+        DataError: its size or modification time, or an object's version, is another now.
     """
-    if source.path is None:
+    if isinstance(file, RemoteFile):
+        file.check_unchanged()
         return
     stat = os.fstat(file.fileno())
     if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):

@@ -6,13 +6,26 @@ does a paragraph. A newline byte is never a part of another UTF-8 character.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Protocol
 
 WINDOW = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def line_start(file: BinaryIO, offset: int) -> int:
+class RawFile(Protocol):
+    """An open file or object, unbuffered."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most ``size``; none at the end."""
+
+    def seek(self, offset: int, /) -> int:
+        """Move to a byte."""
+
+    def tell(self) -> int:
+        """The present byte."""
+
+
+def line_start(file: RawFile, offset: int) -> int:
     """Where the first line that begins at ``offset`` or behind it does; the end, if none does."""
     if offset == 0:
         return 0
@@ -26,7 +39,7 @@ def line_start(file: BinaryIO, offset: int) -> int:
     return position
 
 
-def paragraph_start(file: BinaryIO, offset: int) -> int:
+def paragraph_start(file: RawFile, offset: int) -> int:
     """As ``line_start``, for paragraphs: runs of lines that aren't blank."""
     if offset == 0:
         return 0
@@ -45,7 +58,7 @@ def paragraph_start(file: BinaryIO, offset: int) -> int:
     return position
 
 
-def _behind_blank(file: BinaryIO, position: int) -> bool:
+def _behind_blank(file: RawFile, position: int) -> bool:
     """Whether the line before this beginning of a line is blank, or there is none."""
     end = position - 1
     while end > 0:
@@ -62,7 +75,7 @@ def _behind_blank(file: BinaryIO, position: int) -> bool:
     return True
 
 
-def newlines_before(file: BinaryIO, offset: int) -> int:
+def newlines_before(file: RawFile, offset: int) -> int:
     """How many lines end before ``offset``."""
     file.seek(0)
     count = 0
@@ -72,7 +85,7 @@ def newlines_before(file: BinaryIO, offset: int) -> int:
     return count
 
 
-def _read_fully(file: BinaryIO, size: int) -> bytes:
+def _read_fully(file: RawFile, size: int) -> bytes:
     content = b""
     while len(content) < size and (more := file.read(size - len(content))):
         content += more

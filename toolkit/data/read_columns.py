@@ -161,6 +161,12 @@ def _open_arrow(source: Source) -> Iterator[ArrowFile]:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[Any]:
+    if not source.seekable:
+        raise DataError(
+            f"a {source.format} file can't be read from its middle on this server (no ranges)",
+            where=source.name,
+            hint="download it first, and name the file",
+        )
     with open_file(source) as raw:
         try:
             yield raw

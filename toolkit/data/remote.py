@@ -12,9 +12,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.errors import DataError
@@ -33,6 +33,8 @@ ATTEMPTS = 5
 """Of one read, each after a longer pause than the one before."""
 PAUSE = 0.5
 """Seconds before the second attempt."""
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
+"""Errors that another attempt would meet again."""
 BLOCK = 8 << 20
 """Bytes of a request, where the server takes ranges."""
 
@@ -45,7 +47,8 @@ class RemoteObject:
     size: int
     """0 where the server doesn't say."""
     etag: str
-    seekable: bool
+    seekable: bool = True
+    """Whether it can be read from its middle."""
 
 
 def scheme_of(name: str) -> str | None:
@@ -65,7 +68,8 @@ def find_objects(url: str) -> list[RemoteObject]:
     system, path = _system(url)
     with _errors(url):
         if scheme_of(url) in ("http", "https"):
-            return [_described(url, system.info(path))]
+            page = _described(url, system.info(path))
+            return [replace(page, seekable=_takes_ranges(system, path, page.size))]
         if any(c in path for c in "*?[") and not system.exists(path):
             found = system.glob(path, detail=True)
         else:
@@ -82,16 +86,18 @@ class RemoteFile(io.RawIOBase):
         url: of the object.
         size: as it was when the work was planned; 0 if unknown.
         etag: the same; empty if unknown.
+        seekable: whether the server takes ranges.
 
     Raises:
         DataError: it can't be read, has another size or version, or ends too early.
     """
 
-    def __init__(self, url: str, size: int = 0, etag: str = "") -> None:
+    def __init__(self, url: str, size: int = 0, etag: str = "", seekable: bool = True) -> None:
         super().__init__()
-        self._url, self._size, self._etag = url, size, etag
+        self._url, self._size, self._etag, self._seekable = url, size, etag, seekable
         self._position = 0
-        self._open()
+        self._file: Any = None
+        self._attempt(lambda: b"")
 
     def readable(self) -> bool:
         """Always."""
@@ -99,7 +105,7 @@ class RemoteFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         """Whether the server takes ranges."""
-        return bool(self._file.seekable())
+        return self._seekable
 
     def tell(self) -> int:
         """Bytes from the beginning."""
@@ -108,9 +114,9 @@ class RemoteFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; the next read opens what it needs."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        with _errors(self._url):
-            self._file.seek(start + offset)
         self._position = start + offset
+        if self._file is not None:
+            self._file.seek(self._position)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -127,36 +133,27 @@ class RemoteFile(io.RawIOBase):
         """
         if size < 0:
             return self.readall()
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                content: bytes = self._file.read(size)
-                if not content and size and self._position < self._size:
-                    raise EOFError(f"it ended after {self._position:,} of {self._size:,} bytes")
-            except network_errors() as error:
-                if attempt == ATTEMPTS:
-                    raise self._broken(error) from error
-                self._again(error, attempt)
-            else:
-                self._position += len(content)
-                return content
-        raise AssertionError("unreachable")
+        content = self._attempt(lambda: self._read(size))
+        self._position += len(content)
+        return content
 
     def close(self) -> None:
         """Close the connection."""
-        if not self.closed:
-            self._file.close()
+        self._drop()
         super().close()
 
-    def _open(self) -> None:
-        system, path = _system(self._url)
-        with _errors(self._url):
-            system.invalidate_cache()
-            found = _described(self._url, system.info(path))
-            self._check(found)
-            options = {"size": found.size} if found.size else {}
-            self._file = system.open(path, "rb", block_size=BLOCK, **options)
+    def check_unchanged(self) -> None:
+        """Compare the object with the one that was planned.
 
-    def _check(self, found: RemoteObject) -> None:
+        Raises:
+            DataError: its size or version is another now.
+        """
+        self._attempt(self._compare)
+
+    def _compare(self) -> bytes:
+        system, path = _system(self._url)
+        system.invalidate_cache()
+        found = _described(self._url, system.info(path))
         before, now = (self._size, self._etag), (found.size, found.etag)
         if (self._size or self._etag) and before != now:
             raise DataError(
@@ -165,26 +162,54 @@ class RemoteFile(io.RawIOBase):
                 where=self._url,
                 hint="let nothing write to the sources; then run again with --fresh",
             )
+        return b""
 
-    def _again(self, error: Exception, attempt: int) -> None:
-        """Open anew where the reading stopped: by a range, or by reading up to there."""
+    def _read(self, size: int) -> bytes:
+        content: bytes = self._file.read(size)
+        if not content and size and self._position < self._size:
+            raise EOFError(f"it ended after {self._position:,} of {self._size:,} bytes")
+        return content
+
+    def _attempt(self, action: Callable[[], bytes]) -> bytes:
+        """Do something with the open file, which is opened again where the connection breaks."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if self._file is None:
+                    self._open()
+                return action()
+            except PERMANENT as error:
+                raise unreadable(self._url, error) from error
+            except network_errors() as error:
+                self._drop()
+                if attempt == ATTEMPTS:
+                    raise self._broken(error) from error
+                self._pause(error, attempt)
+        raise AssertionError("unreachable")
+
+    def _open(self) -> None:
+        """Open the object at the present position: by a range, or by reading up to there."""
+        self._compare()
+        system, path = _system(self._url)
+        self._file = system.open(path, "rb", block_size=BLOCK if self._seekable else 0)
+        if self._seekable:
+            self._file.seek(self._position)
+            return
+        left = self._position
+        while left and (skipped := self._file.read(min(left, 1 << 20))):
+            left -= len(skipped)
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _pause(self, error: Exception, attempt: int) -> None:
         pause = PAUSE * 2 ** (attempt - 1)
         logger.warning(
             "%s: the connection broke at byte %s (%s); going on there in %.1f s",
             *(self._url, f"{self._position:,}", error or type(error).__name__, pause),
         )
         time.sleep(pause)
-        try:
-            self._file.close()
-            self._open()
-            if self._file.seekable():
-                self._file.seek(self._position)
-                return
-            left = self._position
-            while left and (skipped := self._file.read(min(left, 1 << 20))):
-                left -= len(skipped)
-        except network_errors() as again:
-            logger.warning("%s: still broken (%s)", self._url, again or type(again).__name__)
 
     def _broken(self, error: Exception) -> DataError:
         size = f"{self._size:,}" if self._size else "an unknown number of"
@@ -213,14 +238,30 @@ def network_errors() -> tuple[type[Exception], ...]:
 
 def unreadable(name: str, error: Exception) -> DataError:
     """The error for a file or object that can't be opened or read."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and scheme_of(name):
+        if getattr(cause, "status", 404) == 404 and not isinstance(cause, OSError):
+            return DataError("there is no such object", where=name)
+        error = cause if isinstance(cause, Exception) else error
     reason = error.strerror if isinstance(error, OSError) else None
     return DataError(f"can't be read: {reason or error or type(error).__name__}", where=name)
 
 
 def _described(url: str, info: Mapping[str, Any]) -> RemoteObject:
     etag = next((str(info[key]).strip('"') for key in VERSION_KEYS if info.get(key)), "")
-    web = scheme_of(url) in ("http", "https")
-    return RemoteObject(url, info.get("size") or 0, etag, not web or bool(info.get("partial")))
+    return RemoteObject(url, info.get("size") or 0, etag)
+
+
+def _takes_ranges(system: Any, path: str, size: int) -> bool:
+    """Whether a web server sends the second byte alone; what it says of itself is not enough."""
+    if size < 2:
+        return False
+    try:
+        with system.open(path, "rb", block_size=1, size=size, cache_type="none") as file:
+            file.seek(1)
+            return len(file.read(1)) == 1
+    except ValueError:  # "The HTTP server doesn't appear to support range requests."
+        return False
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -248,7 +289,5 @@ def _errors(url: str) -> Iterator[None]:
     """Turn what a network says into a DataError."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise DataError("there is no such object", where=url) from error
     except network_errors() as error:
         raise unreadable(url, error) from error

@@ -90,7 +90,7 @@ def _expand_name(given: str) -> list[Source]:
 
 def scheme_problem(scheme: str) -> str:
     """What to say of a URL of an unknown kind."""
-    near = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
+    near = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1, cutoff=0.5)
     advice = f"; did you mean {near[0]}://?" if near else ""
     return f"{scheme}:// is no kind of URL that can be read{advice} (valid: {', '.join(SCHEMES)})"
 

@@ -6,11 +6,16 @@ import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 from toolkit.data.compression import DAMAGED, decompressed
 from toolkit.data.files import Source, check_unchanged, open_file
-from toolkit.data.ranges import BYTE_ORDER_MARK, line_start, newlines_before, paragraph_start
+from toolkit.data.ranges import (
+    BYTE_ORDER_MARK,
+    RawFile,
+    line_start,
+    newlines_before,
+    paragraph_start,
+)
 from toolkit.data.records import Place
 from toolkit.data.remote import unreadable
 from toolkit.data.shards import Part
@@ -34,7 +39,7 @@ class Stream:
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: RawFile,
         source: Source,
         place: Place,
         start: int = 0,
