@@ -46,6 +46,10 @@ class Grams:
         np.cumsum(words.lengths[words.ids], out=characters[1:])
         return cls(words, mixed(words.ids), words.offsets[documents + 1], documents, characters)
 
+    def select(self, some: npt.NDArray[np.bool_]) -> Grams:
+        """Those of some of the documents."""
+        return Grams.of(self.words.select(some))
+
     def hashes(self, n: int, start: int = 0, stop: int | None = None) -> Hashes:
         """Of the n-grams that begin in ``[start, stop)``, those across documents included."""
         single = self.single[start:stop]
@@ -82,13 +86,14 @@ class Grams:
         return most * int(self.characters[place + n] - self.characters[place] + n - 1)
 
     def repeated_bound(self, n: int) -> Ints:
-        """For each document the characters in n-grams that were there before, at most."""
+        """For each document the characters in n-grams that it has twice: more than repeats them."""
         hashes, places, documents = self._within(n)
         order = np.argsort(hashes)
         ordered = hashes[order]
-        again = places[order[1:][ordered[1:] == ordered[:-1]]]
-        first = places[order[:-1][ordered[1:] == ordered[:-1]]]
-        return self.words.totals(self._covered(np.concatenate((again, first)), n))
+        equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+        twice = np.zeros(len(hashes), bool)
+        twice[order[equal]] = twice[order[equal + 1]] = True
+        return self.words.totals(self._covered(places[twice], n))
 
     def repeated(self, document: int, n: int, most: float) -> int:
         """Characters in n-grams that were there before, read from the left without overlap.
@@ -97,13 +102,9 @@ class Grams:
         Stops counting beyond ``most``.
         """
         start, stop = self.words.offsets[document : document + 2].tolist()
-        hashes = self.hashes(n, start, stop)
-        _, firsts, numbers = np.unique(hashes, return_index=True, return_inverse=True)
-        first = firsts[numbers]
+        first = _first_equal(self.hashes(n, start, stop))
         again = np.flatnonzero(first < np.arange(len(first)))
         lengths = self.characters[start + again + n] - self.characters[start + again]
-        if not len(again) or self._length_of_union(again + start, n) <= most:
-            return 0
         skipped, seen = bytearray(len(first) + n), set[int]()
         total = free = 0
         entries = zip(again.tolist(), first[again].tolist(), lengths.tolist(), strict=True)
@@ -134,12 +135,18 @@ class Grams:
     def _covered(self, places: Ints, n: int) -> Ints:
         """Characters of each word that lies in one of these n-grams; 0 of the others."""
         changes = np.zeros(len(self.single) + 1, np.int32)
-        np.add.at(changes, places, 1)
-        np.add.at(changes, places + n, -1)
+        changes[places] = 1
+        changes[places + n] -= 1
         inside = np.cumsum(changes[:-1]) > 0
         return inside * np.diff(self.characters)  # type: ignore[no-any-return]
 
-    def _length_of_union(self, places: Ints, n: int) -> int:
-        """Characters in n-grams at ascending places, each word once."""
-        ends = np.minimum(places + n, np.append(places[1:], places[-1] + n))
-        return int((self.characters[ends] - self.characters[places]).sum())
+
+def _first_equal(hashes: Hashes) -> Ints:
+    """For each hash the place of the first one that is equal to it."""
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    begins = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    firsts = np.minimum.reduceat(order, np.flatnonzero(begins))
+    found = np.empty_like(order)
+    found[order] = firsts[np.cumsum(begins) - 1]
+    return found

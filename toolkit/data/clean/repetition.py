@@ -16,7 +16,7 @@ from toolkit.data.clean.filter_settings import GopherRepetitionSettings
 from toolkit.data.clean.ngrams import Grams
 from toolkit.data.clean.words import Ints, Words
 
-PARAGRAPHS, LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
+PARAGRAPHS = re.compile(r"\n{2,}")
 
 
 class GopherRepetition:
@@ -49,7 +49,7 @@ class GopherRepetition:
                 return "dup_para_frac"
             if settings.dup_para_char_frac and characters / len(text) > settings.dup_para_char_frac:
                 return "dup_para_char_frac"
-        count, characters, of = _repeats(LINES.split(text))
+        count, characters, of = _repeats(_lines(text))
         if settings.dup_line_frac and count / of > settings.dup_line_frac:
             return "dup_line_frac"
         if settings.dup_line_char_frac and characters / len(text) > settings.dup_line_char_frac:
@@ -75,12 +75,24 @@ class GopherRepetition:
         if not limits:
             return
         bound = grams.repeated_bound(min(n for n, _ in limits))
-        for n, most in limits:
-            for document in np.flatnonzero(bound > most * sizes).tolist():
-                if reasons[document] is None:
-                    size = int(sizes[document])
-                    if grams.repeated(document, n, most * size) / size > most:
-                        reasons[document] = f"duplicated_{n}_n_grams"
+        least = min(most for _, most in limits)
+        doubtful = (bound > least * sizes) & np.array([reason is None for reason in reasons])
+        some, places = grams.select(doubtful), np.flatnonzero(doubtful).tolist()
+        for n, most in limits if places else ():
+            limit = most * sizes[doubtful]
+            for index in np.flatnonzero(some.repeated_bound(n) > limit).tolist():
+                size = int(sizes[places[index]])
+                if (
+                    reasons[places[index]] is None
+                    and some.repeated(index, n, limit[index]) / size > most
+                ):
+                    reasons[places[index]] = f"duplicated_{n}_n_grams"
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that aren't empty, and an empty one for line ends at the text's start and end."""
+    lines = [line for line in text.split("\n") if line]
+    return [*([""] if text[0] == "\n" else []), *lines, *([""] if text[-1] == "\n" else [])]
 
 
 def _repeats(items: Sequence[str]) -> tuple[int, int, int]:

@@ -194,7 +194,7 @@ def split_chunk(chunk: str) -> Sequence[str]:
     bare = chunk.lstrip(_ALWAYS_PREFIX)
     core = bare.rstrip(_ALWAYS_SUFFIX)
     before, behind = [*chunk[: len(chunk) - len(bare)]], [*bare[: len(core) - 1 : -1]]
-    if core.isalpha():
+    if core.isalpha() or (core.isidentifier() and not UNIT.search(core, len(core) - LONGEST_UNIT)):
         inside: Iterable[str] = SPECIAL.get(core) or (core,)
     else:
         inside = _inside(_peel(core, before, behind))

@@ -7,6 +7,7 @@ letter) is known per id: everything else is arithmetic on arrays.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -123,11 +124,11 @@ class Splitter:
         """The words of texts."""
         if len(self._chunks) > MOST_CHUNKS:
             self._forget()
-        numbered = self._chunks.__getitem__
-        lists = [list(map(numbered, text.split())) for text in texts]
+        split = [text.split() for text in texts]
+        sizes = np.fromiter(map(len, split), np.int64, len(split))
+        numbers = map(self._chunks.__getitem__, itertools.chain.from_iterable(split))
+        chunks = np.fromiter(numbers, np.int64, int(sizes.sum()))
         self._learn()
-        sizes = np.fromiter(map(len, lists), np.int64, len(lists))
-        chunks = np.fromiter((c for some in lists for c in some), np.int64, int(sizes.sum()))
         ids, ends = self._expand(chunks)
         offsets = np.concatenate(([0], ends))[np.concatenate(([0], np.cumsum(sizes)))]
         lengths, kinds = self._lengths.values, self._kinds.values
