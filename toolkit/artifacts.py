@@ -133,22 +133,31 @@ ADOPTED_BY: tuple[tuple[str, ArtifactType], ...] = (
     ("latest_checkpointed_iteration.txt", "checkpoint"),
     ("tokenizer.json", "tokenizer"),
     ("tokenizer_config.json", "tokenizer"),
+    ("tekken.json", "tokenizer"),
+    ("tokenizer.model", "tokenizer"),
+    ("*.tiktoken", "tokenizer"),
+    ("spiece.model", "tokenizer"),
+    ("vocab.txt", "tokenizer"),
 )
 """The file that tells the type of a folder that no stage of ours made, in order of precedence."""
+TOKENIZER_FILES = (".model", ".tiktoken", "tekken.json", "tokenizer.json", "vocab.txt")
+"""How the name ends of a file that is a tokenizer by itself."""
 
 
 def adopt(folder: Path) -> Artifact:
-    """Take a folder made by another program (a Hugging Face model, say) for an artifact.
+    """Take what another program made (a Hugging Face model, say, or a tekken.json) for an artifact.
 
     Its fingerprint is a hash of the names, sizes and modification times of its files.
 
     Raises:
         ToolkitError: the folder is missing, or of no known type.
     """
+    if folder.is_file() and folder.name.endswith(TOKENIZER_FILES):
+        return Artifact(folder=folder, type="tokenizer", fingerprint=stat_fingerprint([folder]))
     if not folder.is_dir():
         raise ToolkitError("no such folder", where=str(folder))
     for name, kind in ADOPTED_BY:
-        if (folder / name).is_file():
+        if any(folder.glob(name)):
             return Artifact(folder=folder, type=kind, fingerprint=stat_fingerprint([folder]))
     known = ", ".join(f"{name} ({kind})" for name, kind in ADOPTED_BY)
     raise ToolkitError(

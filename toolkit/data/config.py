@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
+from toolkit.data.fim_config import FimSettings
 from toolkit.stage import Operational, Reference, Settings, StageConfig, StageKind
 
 BYTES = 256
@@ -159,6 +160,9 @@ class TokenizeConfig(StageConfig):
         description="Take special tokens that stand written out in a text for what they name, "
         "rather than for text.",
     )
+    fim: FimSettings | None = Field(
+        default=None, description="Fill-in-the-middle: which documents are cut and rearranged."
+    )
     on_error: Literal["error", "quarantine"] = Field(
         default="error",
         description="What a bad line or record does: stop the stage, or be written aside to "
@@ -202,6 +206,15 @@ class TokenizeConfig(StageConfig):
     def _keys_differ(self) -> Self:
         if not self.text_keys or len(set(self.text_keys)) < len(self.text_keys):
             raise ValueError("text_key must name one key, or several that differ")
+        return self
+
+    @model_validator(mode="after")
+    def _fim_needs_whole_documents(self) -> Self:
+        if self.fim and (self.level == "sentence" or self.parse_special_tokens):
+            raise ValueError(
+                "fim rearranges whole documents of plain text: it goes with level: document and "
+                "parse_special_tokens: false"
+            )
         return self
 
     @model_validator(mode="after")

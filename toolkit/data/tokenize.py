@@ -24,6 +24,7 @@ from toolkit.data.config import TokenizeConfig
 from toolkit.data.dataset_info import describe
 from toolkit.data.documents import DocumentReader
 from toolkit.data.files import Source
+from toolkit.data.fim import Fim
 from toolkit.data.inputs import expand_inputs
 from toolkit.data.merge import merge_indexed
 from toolkit.data.shards import Part, plan_shards
@@ -98,6 +99,7 @@ def make_plan(config: TokenizeConfig, context: StageContext) -> Plan:
         quarantine=config.on_error == "quarantine",
         eod_id=eod_id,
         parse_special_tokens=config.parse_special_tokens,
+        fim=Fim.of(config.fim, tokenizer, context.seed) if config.fim else None,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer.sha256,
         tokenizer=str(context.path(config.tokenizer)),

@@ -20,11 +20,12 @@ import xxhash
 from toolkit.data.config import SampleBy
 from toolkit.data.documents import Document, DocumentReader
 from toolkit.data.encoders import Encoded, Encoder, open_encoder
+from toolkit.data.fim import Fim
 from toolkit.data.indexed import IndexedWriter
 from toolkit.data.quarantine import Quarantine
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
-from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
+from toolkit.data.tokenizer_folder import find_tokenizer
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 4 << 20, 1 << 14
 """A batch ends with the document that reaches either."""
@@ -43,6 +44,7 @@ class Recipe:
     quarantine: bool
     eod_id: int | None
     parse_special_tokens: bool
+    fim: Fim | None
     vocab_size: int
     tokenizer_sha256: str
     tokenizer: str = field(repr=False)
@@ -130,12 +132,8 @@ def _writer(recipe: Recipe, key: str, folder: Path) -> IndexedWriter:
 @functools.cache
 def _encoder(folder: str, backend: str, parse_special_tokens: bool) -> Encoder:
     """One for each process, whatever number of shards it does."""
-    return open_encoder(_tokenizer(folder), backend, parse_special_tokens=parse_special_tokens)
-
-
-@functools.cache
-def _tokenizer(folder: str) -> TokenizerFolder:
-    return open_tokenizer(Path(folder))
+    tokenizer = find_tokenizer(Path(folder))
+    return open_encoder(tokenizer, backend, parse_special_tokens=parse_special_tokens)
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -184,7 +182,7 @@ def _encode(
         encoded = encoder.encode_batch([piece for split in pieces for piece in split])
         owners = np.repeat(np.arange(len(texts)), [len(split) for split in pieces])
     else:
-        encoded = _whole(texts, encoder)
+        encoded = _whole(texts, encoder, recipe.fim)
         owners = np.arange(len(texts))
     full = encoded.lengths > 0
     if not full.all():
@@ -192,11 +190,14 @@ def _encode(
     return encoded, np.bincount(owners[full], minlength=len(texts)).astype(np.int64)
 
 
-def _whole(texts: list[str], encoder: Encoder) -> Encoded:
-    blank = [index for index, text in enumerate(texts) if not text or text.isspace()]
-    for index in blank:  # with several keys, one text of a record may be blank
-        texts[index] = ""
-    return encoder.encode_batch(texts)
+def _whole(texts: list[str], encoder: Encoder, fim: Fim | None) -> Encoded:
+    """The tokens of whole texts; a blank one, which another key's text came with, has none."""
+    full = np.array([bool(text) and not text.isspace() for text in texts], np.bool_)
+    given = texts if full.all() else [t for t, keep in zip(texts, full, strict=True) if keep]
+    found = encoder.encode_batch(given) if fim is None else fim.apply(given, encoder)
+    lengths = np.zeros(len(texts), np.int64)
+    lengths[full] = found.lengths
+    return Encoded(found.tokens, lengths)
 
 
 def append_token(encoded: Encoded, token: int, at: npt.NDArray[np.int64] | None = None) -> Encoded:
