@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.artifacts import MANIFEST, read_artifact, sha256
+from toolkit.artifacts import MANIFEST, read_artifact
 from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader, bin_path, check_indexed, idx_path
 from toolkit.data.pack.dataset import open_dataset
+from toolkit.data.tokenizer_folder import find_tokenizer
 from toolkit.errors import DataError
 from toolkit.megatron.settings import DataSettings
 
@@ -34,7 +35,7 @@ class Corpus:
     """Paths of ``.bin``/``.idx`` pairs without the suffix."""
     vocab_size: int
     tokenizer: Path
-    """A Hugging Face tokenizer folder."""
+    """A tokenizer's folder, of any kind."""
     weights: tuple[float, ...] | None = None
     """Of a blend: each prefix's share of the samples."""
     splits: Mapping[str, tuple[Path, ...]] | None = None
@@ -91,13 +92,11 @@ def _artifact(folder: Path, given: Path | None) -> Corpus:
 
 
 def _same_tokenizer(tokenizer: Path, recorded: str, dataset: Path) -> None:
-    if not (tokenizer / TOKENIZER_FILE).is_file():
-        raise DataError(f"no {TOKENIZER_FILE}", where=str(tokenizer))
-    found = sha256(tokenizer / TOKENIZER_FILE)
-    if found != recorded:
+    found = find_tokenizer(tokenizer)
+    if found.sha256 != recorded:
         raise DataError(
-            f"the tokens were made with another tokenizer (tokenizer.json {recorded[:12]})"
-            f" than the one in {tokenizer} ({found[:12]})",
+            f"the tokens were made with another tokenizer ({found.files[0].name} {recorded[:12]})"
+            f" than the one in {tokenizer} ({found.sha256[:12]})",
             where=str(dataset),
             hint="tokenize again with this tokenizer, or leave out the tokenizer setting",
         )
@@ -134,12 +133,15 @@ def _prefixes(where: Path) -> tuple[Path, ...]:
 
 
 def vocabulary(tokenizer: Path) -> int:
-    """Tokens of a Hugging Face tokenizer folder, the added ones included.
+    """Tokens of a tokenizer's folder, the added ones included.
 
     Raises:
-        DataError: there is no readable ``tokenizer.json``.
+        DataError: there is no readable tokenizer.
     """
-    path = tokenizer / TOKENIZER_FILE
+    found = find_tokenizer(tokenizer)
+    path = found.files[0]
+    if path.name != TOKENIZER_FILE:
+        return found.vocab_size
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         ids = _ids(content["model"]["vocab"])

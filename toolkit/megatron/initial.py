@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from toolkit.artifacts import sha256
+from toolkit.data.tokenizer_folder import find_tokenizer
 from toolkit.errors import ToolkitError
 from toolkit.megatron import checkpoint, state
 from toolkit.megatron.config import TrainedModel
-from toolkit.megatron.corpus import TOKENIZER, TOKENIZER_FILE, Corpus
+from toolkit.megatron.corpus import TOKENIZER, Corpus
 from toolkit.megatron.setup import Training
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,14 @@ def check_tokenizer(source: Path, corpus: Corpus) -> None:
     Raises:
         ToolkitError: naming both tokenizers.
     """
-    theirs, ours = source / TOKENIZER / TOKENIZER_FILE, corpus.tokenizer / TOKENIZER_FILE
-    if not theirs.is_file():
+    if not (source / TOKENIZER).is_dir():
         logger.warning("%s has no tokenizer: nothing shows that it fits the data's", source)
         return
-    found, expected = sha256(ours), sha256(theirs)
-    if found != expected:
+    theirs, ours = find_tokenizer(source / TOKENIZER), find_tokenizer(corpus.tokenizer)
+    if ours.sha256 != theirs.sha256:
         raise ToolkitError(
             "the checkpoint was trained with another tokenizer than the data's:"
-            f" {theirs} ({expected[:12]}), {ours} ({found[:12]})",
+            f" {theirs.files[0]} ({theirs.sha256[:12]}), {ours.files[0]} ({ours.sha256[:12]})",
             where=str(source),
-            hint=f"tokenize the data with {theirs.parent}",
+            hint=f"tokenize the data with {theirs.folder}",
         )
