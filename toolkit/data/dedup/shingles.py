@@ -35,7 +35,7 @@ class Shingles:
     def sets(self) -> list[Hashes]:
         """Of each document, its different shingles, sorted."""
         bounds = self.offsets.tolist()
-        return [np.unique(self.hashes[a:b]) for a, b in itertools.pairwise(bounds)]
+        return [_unique(self.hashes[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def shingle(texts: Sequence[str], settings: NearDedupSettings) -> Shingles:
@@ -70,6 +70,14 @@ def ngram_hashes(units: Hashes, n: int) -> Hashes:
     if whole <= 0:
         return np.zeros(0, np.uint64)
     return _polynomial([units[j : j + whole] for j in range(n)])
+
+
+def _unique(values: Hashes) -> Hashes:
+    """As ``np.unique``, which takes three times as long."""
+    values = np.sort(values)
+    different = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=different[1:])
+    return values[different]
 
 
 def _polynomial(columns: Sequence[Hashes]) -> Hashes:
