@@ -31,11 +31,14 @@ from toolkit.context import Input, StageContext, StopRequest, versions
 from toolkit.errors import DISK_ERRORS, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
+    REMOTE,
     SAMPLE,
     StageFile,
     StageState,
     Status,
+    input_digests,
     locked,
+    made_again,
     read_stage_file,
     read_state,
     write_state,
@@ -104,7 +107,7 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
     inputs = {
         reference: Input(reference, (folder / i["folder"]).resolve(), i["type"], i["fingerprint"])
         for reference, i in file.inputs.items()
-        if i["type"] != SAMPLE
+        if i["type"] not in (SAMPLE, REMOTE)
     }
     return StageContext(
         stage=file.stage,
@@ -142,7 +145,15 @@ def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
         attempts=old.attempts,
         versions=versions(),
         seconds=old.seconds,
+        inputs=input_digests(folder, file),
     )
+    again = made_again(old, state.inputs)
+    if again:
+        raise ToolkitError(
+            f"the input {again[0]} was made again since this stage began",
+            where=str(folder),
+            hint="what is begun follows from the old one: --fresh begins the stage anew",
+        )
     for attempt in state.attempts:
         attempt["status"] = "failed" if attempt["status"] == "running" else attempt["status"]
     state.attempts.append(

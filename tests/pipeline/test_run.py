@@ -8,7 +8,7 @@ from toolkit.artifacts import MANIFEST
 from toolkit.errors import BusyError, ConfigError, ToolkitError
 from toolkit.pipeline.loading import load_pipeline
 from toolkit.pipeline.run import Run, plan_run, read_run, write_run
-from toolkit.pipeline.state import locked, operational
+from toolkit.pipeline.state import StageState, input_digests, locked, operational, write_state
 from toolkit.posttrain.config import SftConfig
 
 TEXT = """\
@@ -54,6 +54,27 @@ def test_start_resume_skip(file: Path) -> None:
     begin(run)
     finish(run, "vocabulary")
     assert actions(plan(file)) == {"vocabulary": "skip", "corpus": "resume"}
+
+
+def test_an_input_that_was_made_again_makes_what_follows_stale(file: Path) -> None:
+    chain = "  blended: {kind: split, data: corpus}\n"
+    file.write_text(file.read_text() + chain)
+    run = plan(file)
+    begin(run)
+    finish(run, "vocabulary", "corpus", "blended")
+    for task in run.tasks:
+        digests = input_digests(task.folder, task.file)
+        write_state(task.folder, StageState("complete", task.file.fingerprint, inputs=digests))
+    assert set(actions(plan(file)).values()) == {"skip"}
+    (run.folder / "vocabulary" / "artifact" / MANIFEST).write_text('{"created": "later"}')
+    with pytest.raises(
+        ToolkitError, match=r"(?s)corpus:\n *inputs\.vocabulary: was made again"
+    ) as e:
+        plan(file)
+    assert "blended:\n    follows from the stages above" in str(e.value)
+    again = plan(file, fresh=True)
+    assert actions(again) == {"vocabulary": "skip", "corpus": "start", "blended": "start"}
+    assert not (run.folder / "blended").exists()
 
 
 def test_a_changed_setting_is_refused_with_its_values_and_reaches_downstream(file: Path) -> None:

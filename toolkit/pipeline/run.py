@@ -14,18 +14,22 @@ from typing import Any, Literal
 import yaml
 
 from toolkit.artifacts import MANIFEST, read_artifact, stat_fingerprint, write_text
+from toolkit.data.hub import HUB_PREFIX, HubName
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.pipeline.graph import matches
 from toolkit.pipeline.loading import Loaded
 from toolkit.pipeline.problems import unknown
 from toolkit.pipeline.source import COMMAND_LINE
 from toolkit.pipeline.state import (
+    REMOTE,
     SAMPLE,
     StageFile,
     StageState,
     changed_keys,
     fingerprint,
+    input_digests,
     locked,
+    made_again,
     operational,
     read_stage_file,
     read_state,
@@ -77,9 +81,14 @@ def plan_run(loaded: Loaded, folder: Path, *, only: Sequence[str] = (), fresh: b
     files = _resolve(loaded)
     refusals: dict[str, list[str]] = {}
     tasks, moved = [], []
+    stale: set[str] = set()
     for name in chosen:
         config = loaded.pipeline.stages[name]
         action, changes = _decide(folder / name, files[name], config)
+        if action != "start":
+            changes = [f"inputs.{n}: is stale" for n in loaded.graph.needs[name] if n in stale]
+        if changes:
+            stale.add(name)
         if fresh and (changes or only) and (folder / name).exists():
             moved.append(folder / name)
             action, changes = "start", []
@@ -122,7 +131,10 @@ def _resolve(loaded: Loaded) -> dict[str, StageFile]:
         for reference in marks:
             if reference.startswith(SAMPLE_PREFIX):
                 inputs[reference] = {"folder": "", "type": SAMPLE, "fingerprint": SAMPLES_OF}
-        resolved = _with_paths(config, outside)
+        named = loaded.graph.names[name]
+        for reference in named.values():
+            inputs[reference] = _named_input(reference)
+        resolved = _with_paths(config, {**outside, **named})
         seed = loaded.pipeline.seed
         prints = {reference: i["fingerprint"] for reference, i in inputs.items()}
         files[name] = StageFile(
@@ -144,7 +156,15 @@ def _outside_input(path: Path, files: bool) -> dict[str, str]:
     return {"folder": str(path), "type": "files", "fingerprint": stat_fingerprint(matches(path))}
 
 
-def _with_paths(config: StageConfig, outside: Mapping[str, Path]) -> StageConfig:
+def _named_input(name: str) -> dict[str, str]:
+    """Data that an ``hf:`` name or a URL names: a folder on disk, or what a server has."""
+    folder = HubName.parse(name).folder if name.startswith(HUB_PREFIX) else None
+    if folder is None:
+        return {"folder": "", "type": REMOTE, "fingerprint": name}
+    return {"folder": str(folder), "type": "files", "fingerprint": stat_fingerprint([folder])}
+
+
+def _with_paths(config: StageConfig, outside: Mapping[str, Path | str]) -> StageConfig:
     """The settings with every outside reference as an absolute path."""
     if not outside:
         return config
@@ -161,8 +181,7 @@ def _with_paths(config: StageConfig, outside: Mapping[str, Path]) -> StageConfig
 def _decide(folder: Path, file: StageFile, config: StageConfig) -> tuple[Action, list[str]]:
     """What to do with a stage, or the changes for which it is refused."""
     try:
-        old = read_stage_file(folder)
-        done = read_state(folder).status == "complete"
+        old, state = read_stage_file(folder), read_state(folder)
     except ToolkitError as error:
         return "start", [str(error)]
     if old is None:
@@ -170,7 +189,10 @@ def _decide(folder: Path, file: StageFile, config: StageConfig) -> tuple[Action,
     if old.fingerprint != file.fingerprint:
         changes = changed_keys(old, file, operational(config))
         return "start", changes or ["the fingerprint (made by another version of toolkit)"]
-    return ("skip" if done else "resume"), []
+    again = made_again(state, input_digests(folder, file))
+    if again:
+        return "start", [f"inputs.{name}: was made again since" for name in again]
+    return ("skip" if state.status == "complete" else "resume"), []
 
 
 def _refusal(folder: Path, refusals: Mapping[str, list[str]]) -> ToolkitError:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from toolkit.artifacts import MANIFEST, now, write_json, write_text
+from toolkit.artifacts import MANIFEST, now, sha256, write_json, write_text
 from toolkit.errors import BusyError, ToolkitError
 from toolkit.stage import Operational
 
@@ -31,6 +31,8 @@ STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
 SAMPLE = "sample"
 """The type of an input that is embedded sample data: it has a fingerprint, but no folder."""
+REMOTE = "remote"
+"""The type of an input that a server has: nothing but its name is known before it is read."""
 LOCK_PATIENCE = 1.0
 """Seconds to try for a lock: whoever looks at a run's state holds it for a moment, too."""
 
@@ -46,6 +48,8 @@ class StageState:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     """Working time over all attempts that ended."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """By reference: the SHA-256 of the manifest of each input as the last attempt found it."""
     error: dict[str, Any] | None = None
     """Of the last attempt: message, where, hint, traceback (the log's path)."""
 
@@ -109,6 +113,21 @@ def read_state(folder: Path) -> StageState:
             "hint": "run the same command again: it goes on from the last checkpoint",
         }
     return state
+
+
+def input_digests(folder: Path, file: StageFile) -> dict[str, str]:
+    """The SHA-256 of the manifest of each of a stage's inputs that is a finished artifact now."""
+    manifests = {r: folder / i["folder"] / MANIFEST for r, i in file.inputs.items() if i["folder"]}
+    return {r: sha256(path) for r, path in manifests.items() if path.is_file()}
+
+
+def made_again(state: StageState, now: Mapping[str, str]) -> list[str]:
+    """The inputs that are not the ones a stage began with: same settings, other results.
+
+    Two makings of one artifact may differ in their bits: by the layout, the machine, or the
+    libraries' versions.
+    """
+    return [r for r, digest in now.items() if state.inputs.get(r, digest) != digest]
 
 
 def write_state(folder: Path, state: StageState) -> None:
