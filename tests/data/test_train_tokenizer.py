@@ -168,6 +168,33 @@ def test_max_bytes_takes_something_of_every_file(stage_context: Context, tmp_pat
     assert {f"\u0120{word}" for word in words.values()} <= set(tokens)
 
 
+@pytest.mark.parametrize("sample_first", [True, False])
+def test_max_bytes_takes_something_of_samples_and_of_files(
+    stage_context: Context, tmp_path: Path, sample_first: bool
+) -> None:
+    lines = [json.dumps({"text": "xylophone xylophone"}) for _ in range(500)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    sources: list[Path | str] = [tmp_path / "a.jsonl", "sample:python-docs"]
+    context = stage_context("v", "train-tokenizer")
+    ordered = sources[::-1] if sample_first else sources
+    built = train(context, *ordered, max_bytes=12_000, vocab_size=500)
+    assert 11_000 < built.info["text_bytes"] <= 12_000
+    tokens = AutoTokenizer.from_pretrained(built.folder).get_vocab()
+    assert {"\u0120xylophone", "\u0120the"} <= set(tokens)
+
+
+def test_files_take_what_a_small_sample_leaves(stage_context: Context, tmp_path: Path) -> None:
+    lines = [json.dumps({"output": "word " * 1000}) for _ in range(3000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    settings = {"vocab_size": 300, "text_key": "output"}
+    context = stage_context("v", "train-tokenizer")
+    whole = train(context, "sample:python-questions", **settings).info["text_bytes"]
+    context = stage_context("w", "train-tokenizer")
+    sources = ("sample:python-questions", tmp_path / "a.jsonl")
+    built = train(context, *sources, max_bytes=whole * 3, **settings)
+    assert built.info["text_bytes"] == whole * 3
+
+
 def test_max_bytes_cuts_a_long_text_between_characters(
     stage_context: Context, tmp_path: Path
 ) -> None:

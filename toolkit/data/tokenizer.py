@@ -64,7 +64,9 @@ def train(texts: Texts, config: TrainTokenizerConfig) -> Tokenizer:
 class Texts:
     """The texts to train on, at most ``max_bytes`` of them; iterate once.
 
-    Each file gives its beginning, in proportion to its size, so that a cut leaves no file out.
+    Each file gives its beginning, in proportion to its size, so that a cut leaves no file out. What
+    has no size (samples, a hub's data sets) comes first, with equal shares; files take what it
+    leaves.
     """
 
     def __init__(
@@ -78,14 +80,21 @@ class Texts:
         """The first texts, about a megabyte of them."""
 
     def __iter__(self) -> Iterator[str]:
-        size_left = sum(source.size for source in self._sources)
-        for source in self._sources:
-            left = self._config.max_bytes - self.bytes
-            budget = left * source.size // size_left if source.size else left
+        unsized = [source for source in self._sources if not source.size]
+        sized = [source for source in self._sources if source.size]
+        for done, source in enumerate(unsized):
+            yield from self._of(source, self._left // (len(self._sources) - done))
+        size_left = sum(source.size for source in sized)
+        for source in sized:
+            budget = self._left * source.size // size_left
             size_left -= source.size
             yield from self._of(source, budget)
         if self.cut:
             logger.info("trained on %s bytes of text; max_bytes left the rest out", self.bytes)
+
+    @property
+    def _left(self) -> int:
+        return self._config.max_bytes - self.bytes
 
     def _of(self, source: Source, budget: int) -> Iterator[str]:
         reader = DocumentReader([source], self._config.text_key, None, self._config.sample_by)
