@@ -6,7 +6,6 @@ ETag) must then be the same. What ends before its size is an error, never a shor
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 import re
@@ -229,7 +228,7 @@ def network_errors() -> tuple[type[Exception], ...]:
         "gcsfs.retry": ("HttpError",),
         "azure.core.exceptions": ("AzureError",),
     }
-    found: list[type[Exception]] = [OSError, EOFError, asyncio.TimeoutError, TimeoutError]
+    found: list[type[Exception]] = [OSError, EOFError, TimeoutError]
     for module, classes in names.items():
         if module in sys.modules:
             found += [getattr(sys.modules[module], name) for name in classes]

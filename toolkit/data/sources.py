@@ -28,7 +28,7 @@ from toolkit.stage import SAMPLE_PREFIX
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Source", "expand", "named"]
+__all__ = ["Source", "absolute_name", "expand", "is_named", "name_problem", "path_problem"]
 
 
 def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
@@ -52,13 +52,44 @@ def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
     return [source for _, source in found]
 
 
-def named(given: str) -> bool:
+def is_named(given: str) -> bool:
     """Whether a source is a name (``sample:``, ``hf:``, a URL) rather than a path."""
     return given.startswith((SAMPLE_PREFIX, HUB_PREFIX)) or scheme_of(given) is not None
 
 
+def absolute_name(given: str, base: Path) -> str:
+    """An ``hf:`` name of a folder under ``base`` with its absolute path; others as they are."""
+    if not given.startswith(HUB_PREFIX):
+        return given
+    path, mark, split = given.removeprefix(HUB_PREFIX).partition("#")
+    folder = base / Path(path).expanduser()
+    return f"{HUB_PREFIX}{folder.absolute()}{mark}{split}" if path and folder.is_dir() else given
+
+
+def name_problem(given: str) -> str | None:
+    """Why a name can't be a source, or None; nothing is looked up outside of this machine."""
+    if given.startswith(SAMPLE_PREFIX):
+        return None
+    if given.startswith(HUB_PREFIX):
+        name = HubName.parse(given)
+        return None if name.folder is not None else name.problem()
+    scheme = str(scheme_of(given))
+    if scheme not in SCHEMES:
+        return scheme_problem(scheme)
+    if scheme in ("http", "https") and format_of(_path_of(given)) is None:
+        return f"the URL's suffix names no known format; {known_formats()}"
+    return None
+
+
+def path_problem(paths: Sequence[Path]) -> str | None:
+    """Why files can't be sources, by their names alone, or None; folders are not looked into."""
+    if all(path.is_file() and format_of(path.name) is None for path in paths):
+        return f"{paths[0].name!r} has a suffix that names no known format; {known_formats()}"
+    return None
+
+
 def _expand_one(given: str | Path) -> list[Source]:
-    if isinstance(given, str) and named(given):
+    if isinstance(given, str) and is_named(given):
         return _expand_name(given)
     given = str(given)
     path = Path(given).expanduser()
@@ -80,11 +111,12 @@ def _expand_name(given: str) -> list[Source]:
         return [Source(given, "sample")]
     if given.startswith(HUB_PREFIX):
         return _hub(given)
+    problem = name_problem(given)
+    if problem is not None:
+        raise DataError(problem, where=given)
     scheme, _, rest = given.partition("://")
     if scheme.lower() in ("file", "local"):
         return _expand_one(Path(rest))
-    if scheme.lower() not in SCHEMES:
-        raise DataError(scheme_problem(scheme), where=given)
     return _remote(given)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.sources import is_named
 from toolkit.errors import StageError
 from toolkit.evaluate.scoring import Loss, Tokens, Windows, score
 
@@ -30,8 +31,8 @@ class Subject:
     """The tokenizer's, or that of another model in the table where it has none."""
 
     def source(self, reference: str) -> str:
-        """A data source as the readers take it; sample: names stay as they are."""
-        return str(self.locate(reference))
+        """A data source as the readers take it; names (sample:, hf:, URLs) stay as they are."""
+        return reference if is_named(reference) else str(self.locate(reference))
 
     def score(self, sequences: Sequence[Tokens], source: str) -> list[Loss]:
         """The losses of sequences from ``source``.

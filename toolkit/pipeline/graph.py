@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import read_artifact
+from toolkit.artifacts import MANIFEST, read_artifact
 from toolkit.data.samples import HELD_OUT, SAMPLES
+from toolkit.data.sources import absolute_name, is_named, name_problem, path_problem
 from toolkit.errors import Problem, ToolkitError
 from toolkit.pipeline.problems import nearest
 from toolkit.pipeline.registry import stage_kinds
@@ -34,6 +35,9 @@ class Graph:
     """For each stage, the stages whose artifacts it takes."""
     outside: dict[str, dict[str, Path]] = field(default_factory=dict)
     """For each stage, the references that are paths, and where those lie (globs as they are)."""
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
+    """For each stage, the references that are names of data (``hf:``, URLs), with the path of a
+    folder on disk made absolute."""
     problems: list[Problem] = field(default_factory=list)
 
     def below(self, names: list[str]) -> set[str]:
@@ -59,7 +63,7 @@ def build_graph(stages: Mapping[str, StageConfig], source: Source) -> Graph:
     raw = source.data.get("stages")
     names = list(raw) if isinstance(raw, dict) else []
     for name in names:
-        graph.needs[name], graph.outside[name] = [], {}
+        graph.needs[name], graph.outside[name], graph.names[name] = [], {}, {}
         for path, value, mark in _references(name, stages, raw[name]):
             key: Key = ("stages", name, *path)
             _resolve(graph, key, value, mark, stages, names, source)
@@ -99,14 +103,34 @@ def _resolve(
             message = _type_problem(f"{stage!r} ({kind})", value, mark, stages)
         if message is None and value not in graph.needs[stage]:
             graph.needs[stage].append(value)
+    elif is_named(value):
+        name, message = _named(value, mark, _base(source, key))
+        if name is not None:
+            graph.names[stage][value] = name
     else:
-        place = source.place(key)
-        base = Path.cwd() if place is None or place.file == COMMAND_LINE else place.file.parent
-        found, message = _outside(value, mark, base, names)
+        found, message = _outside(value, mark, _base(source, key), names)
         if found is not None:
             graph.outside[stage][value] = found
     if message is not None:
         graph.problems.append(source.problem(key, message))
+
+
+def _base(source: Source, key: Key) -> Path:
+    """The folder that a setting's relative paths begin in."""
+    place = source.place(key)
+    return Path.cwd() if place is None or place.file == COMMAND_LINE else place.file.parent
+
+
+def _named(value: str, mark: Reference, base: Path) -> tuple[str | None, str | None]:
+    """A name of data with its folder made absolute, if it has one, or why it is none."""
+    if not mark.samples:
+        return None, f"{value!r} is a name of data; needed is {_wanted(mark)}"
+    for folder in (base, Path.cwd()):
+        name = absolute_name(value, folder)
+        if name != value:
+            return name, None
+    problem = name_problem(value)
+    return (None, f"{value!r}: {problem}") if problem else (value, None)
 
 
 def _sample_problem(value: str, mark: Reference) -> str | None:
@@ -173,7 +197,10 @@ def matches(path: Path) -> list[Path]:
 
 def _artifact_problem(path: Path, mark: Reference) -> str | None:
     """Why an existing path is not what the reference takes."""
-    if mark.files:
+    if mark.samples and not (path / MANIFEST).is_file():
+        problem = path_problem(matches(path))
+        return f"{path}: {problem}" if problem else None
+    if mark.files and not mark.samples:
         return None
     try:
         made = read_artifact(path).type

@@ -16,13 +16,13 @@ from toolkit.artifacts import Artifact, write_json
 from toolkit.context import StageContext
 from toolkit.data.chat_template import Template, choose_template
 from toolkit.data.chat_tokens import ChatTokenizer
+from toolkit.data.inputs import locate_source
 from toolkit.errors import ToolkitError
 from toolkit.hf import base_folder, load_model, load_tokenizer
 from toolkit.posttrain.loop import Metrics, full_disk_is_told
 from toolkit.posttrain.rows import Rows, held_out_count, split_off
 from toolkit.posttrain.settings import DEFAULT_MAX_LENGTH, TunedConfig
 from toolkit.posttrain.trainer import uses_bf16
-from toolkit.stage import SAMPLE_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def load_reference(config: TunedConfig, context: StageContext) -> PreTrainedMode
 
 
 def resolved(sources: Sequence[str], context: StageContext) -> list[str | Path]:
-    """The sources as ``read_records`` takes them: paths, and ``sample:`` names as they are."""
-    return [s if s.startswith(SAMPLE_PREFIX) else context.path(s) for s in sources]
+    """The sources as ``read_records`` takes them: paths, and names (``sample:``) as they are."""
+    return [locate_source(source, context) for source in sources]
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
