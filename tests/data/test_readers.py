@@ -1,7 +1,11 @@
 """Every format gives the same records; everything that is no record is named, or set aside."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from toolkit.data import streams
 from toolkit.data.json_items import array_items
 from toolkit.data.readers import BadRecord, OnBad, RecordReader, read_records
+from toolkit.data.shards import plan_shards
 from toolkit.data.sources import expand
 from toolkit.errors import DataError
 
@@ -41,6 +46,11 @@ SAME = {
     "one.jsonl.zst": zst(JSONL),
     "frames.jsonl.zst": zst(*(line + b"\n" for line in LINES)),
     "skippable.jsonl.zst": SKIPPABLE + zst(JSONL[:9]) + SKIPPABLE + zst(b"", JSONL[9:]),
+    "one.jsonl.bz2": bz2.compress(JSONL),
+    "streams.jsonl.bz2": bz2.compress(JSONL[:9]) + bz2.compress(JSONL[9:]),
+    "one.jsonl.xz": lzma.compress(JSONL),
+    "streams.jsonl.xz": lzma.compress(JSONL[:9]) + bytes(8) + lzma.compress(JSONL[9:]) + bytes(4),
+    "mark-in-frames.jsonl.zst": zst(b"\xef", b"\xbb", b"\xbf", JSONL),
     "array.json": b"[" + b", ".join(LINES) + b"]",
     "pretty.json": json.dumps(ROWS, indent=2).encode(),
     "array.json.gz": gzip.compress(b" \n[" + b",\n".join(LINES) + b"]\n"),
@@ -129,6 +139,63 @@ def test_bad_lines_lose_only_themselves(tmp_path: Path, suffix: str) -> None:
     assert [b.where for b in bad] == [f"{path}:{2 * n}" for n in range(1, len(bad_lines) + 1)]
 
 
+def rewritten(path: Path, kind: str) -> bytes:
+    content = path.read_bytes()
+    return {
+        "cut": content[: len(content) // 2],
+        "no end mark": content[:-8],
+        "header": content[:4] + b"\xff\xff\xff\x7f" + content[8:],
+        "garbage": b"ARROW1" + b"x" * 100,
+        "no arrow": b"x" * 100,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut", "no end mark", "header", "garbage", "no arrow"])
+def test_a_damaged_arrow_stream_is_an_error(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"text": [f"row {n}" for n in range(5000)]})
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1000)
+    path.write_bytes(rewritten(path, kind))
+    with pytest.raises(DataError, match=r"a\.arrow: (not a readable arrow file|can't be read)"):
+        list(read_records(path, lambda bad: None))
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 2000))
+@settings(deadline=None, max_examples=200, derandomize=True)
+def test_an_arrow_stream_with_other_bytes_is_an_error_or_read(content: bytes, at: int) -> None:
+    table = pa.table({"text": [f"row {n}" for n in range(100)]})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    whole = sink.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.arrow"
+        path.write_bytes(whole[:at] + content + whole[at + len(content) :])
+        try:
+            count = sum(1 for _ in read_records(path, lambda bad: None))
+        except DataError:
+            return
+    assert count <= 100
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "compressed", "dictionaries"])
+def test_arrow_files_and_streams(tmp_path: Path, kind: str) -> None:
+    texts = pa.array([f"row {n % 7}" for n in range(5000)])
+    table = pa.table({"text": texts.dictionary_encode() if kind == "dictionaries" else texts})
+    path = tmp_path / "a.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if kind == "compressed" else None)
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with new(path, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=700)
+    [source] = expand(path)
+    whole = [(r.where, r.value["text"]) for r in RecordReader([source])]
+    assert whole == [(f"{path}:{n + 1}", f"row {n % 7}") for n in range(5000)]
+    parts = [part for shard in plan_shards([source], source.size // 3) for part in shard.parts]
+    assert len(parts) == (1 if kind == "dictionaries" else 4)
+    assert [(r.where, r.value["text"]) for r in RecordReader(parts)] == whole
+
+
 def test_elements_of_an_array_that_are_no_objects(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", b'[{"a": 1}, 2, {"a": 3}]')
     bad: list[BadRecord] = []
@@ -152,6 +219,16 @@ DAMAGED = {
     "cut.jsonl.zst": zst(JSONL)[:-3],
     "cut-second-frame.jsonl.zst": zst(JSONL) + zst(JSONL)[:-3],
     "no-zstd.jsonl.zst": JSONL,
+    "garbage-behind.jsonl.gz": gzip.compress(JSONL) + b"garbage",
+    "garbage-behind.jsonl.zst": zst(JSONL) + b"garbage",
+    "cut.jsonl.bz2": bz2.compress(JSONL)[:-7],
+    "cut-second-stream.jsonl.bz2": bz2.compress(JSONL) + bz2.compress(JSONL)[:-7],
+    "garbage-behind.jsonl.bz2": bz2.compress(JSONL) + b"garbage",
+    "no-bzip2.jsonl.bz2": JSONL,
+    "cut.jsonl.xz": lzma.compress(JSONL)[:-7],
+    "garbage-behind.jsonl.xz": lzma.compress(JSONL) + b"garbage",
+    "checksum.jsonl.xz": lzma.compress(JSONL)[:-40] + bytes(40),
+    "no-xz.jsonl.xz": JSONL,
     "cut.json": b'[{"text": "a"},\n {"text": "b"},\n',
     "cut.parquet": b"",
     "no-parquet.parquet": JSONL,
@@ -228,6 +305,8 @@ def test_items_are_those_of_the_array_whatever_the_blocks(
         ("a.jsonl", b"\n \n\r\n"),
         ("a.jsonl.gz", gzip.compress(b"")),
         ("a.jsonl.zst", zst(b"")),
+        ("a.jsonl.bz2", bz2.compress(b"")),
+        ("a.jsonl.xz", lzma.compress(b"")),
         ("a.json", b"[]"),
         ("a.txt.gz", gzip.compress(b"")),
         ("a.jsonl", b"\xef\xbb\xbf"),

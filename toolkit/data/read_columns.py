@@ -115,10 +115,24 @@ def read_arrow(
             for batch in arrow.batches(index):
                 if columns is not None:
                     batch = batch.select(columns.top_level(arrow.schema))
+                _check_offsets(batch)
                 for begin in range(0, batch.num_rows, ROWS_PER_BATCH):
                     yield from _rows(batch.slice(begin, ROWS_PER_BATCH), place, number, on_bad)
                     number += min(ROWS_PER_BATCH, batch.num_rows - begin)
             progress(done / len(chosen))
+
+
+def _check_offsets(batch: Any) -> None:
+    """Refuse a damaged batch, whose offsets would lead pyarrow out of its memory.
+
+    Strings that are no UTF-8 are found last, and are no damage of the whole batch: see ``_rows``.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            if "Invalid UTF8" not in str(error):
+                raise
 
 
 def _rows_before(part: Part) -> int:
