@@ -98,7 +98,13 @@ INFO: dict[str, dict] = {
         "vocab_size": 4096,
         "eod_id": 0,
         "bytes_per_token": 3.412,
-        "document_lengths": {"min": 4, "median": 133, "mean": 212.8, "p99": 1904, "max": 9410},
+        "document_lengths": {
+            "median": 133,
+            "mean": 212.8,
+            "p99": 1904,
+            "max": 9410,
+            "histogram": [0, 0, 0, 12, 310, 1204, 2411, 2904, 1530, 702, 231, 60, 12, 3, 1],
+        },
         "backend": "gigatoken",
         "backend_reason": "its tokens equal those of tokenizers on the first 512 documents",
         "counts": {
@@ -109,7 +115,20 @@ INFO: dict[str, dict] = {
             "tokens": 1_996_537,
             "text_bytes": 6_812_223,
         },
-        "sources": [SAMPLES["docs"]],
+        "per_source": [
+            {
+                "name": SAMPLES["docs"],
+                "documents": 9_100,
+                "tokens": 1_900_110,
+                "text_bytes": 6_400_000,
+            },
+            {"name": "notes/**/*.txt", "documents": 280, "tokens": 96_427, "text_bytes": 412_223},
+        ],
+        "sources": [
+            {"name": SAMPLES["docs"], "size": 0, "mtime_ns": 0},
+            {"name": "notes/a/b.txt", "size": 412_223, "mtime_ns": 1_772_000_000_000_000_000},
+        ],
+        "shards": [{"key": "00000", "documents": 9_380, "tokens": 1_996_537, "bin_xxh3": {}}],
     },
     "base": {
         "iteration": 200,

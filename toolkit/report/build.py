@@ -33,14 +33,21 @@ from toolkit.evaluate.scores import (
 from toolkit.evaluate.table import arrow, short_source, written
 from toolkit.report import facts, graph
 from toolkit.report.curves import Curves, curves
+from toolkit.report.data import data_charts, source_names
 from toolkit.report.layout import Layout, draw_layout
 from toolkit.report.read import RunView, StageView, mapping, moment, read_run
 from toolkit.report.scale import duration, number, size
 
 REPORT = "report.html"
 HERE = Path(__file__).resolve().parent
-DATA_TYPES = ("tokenizer", "dataset")
-NOT_FACTS = frozenset({"layout", "scores", "sources"})
+DATA_TYPES = ("tokenizer", "documents", "dataset")
+NOT_FACTS = frozenset(
+    {
+        *("layout", "scores", "sources", "per_source", "shards", "document_lengths.histogram"),
+        *("drops", "languages", "pii", "dedup", "weights", "blend", "parts"),
+        *(f"packing.{n}" for n in ("tokens", "trained_tokens", "padding_tokens", "lost_tokens")),
+    }
+)
 """Keys of ``info`` that have a place of their own on the page."""
 NEWLINE = "\n"
 BLANKS = re.compile(r"\n(?:[^\S\n]*\n){3,}")
@@ -123,6 +130,8 @@ def _environment() -> Environment:
         "facts": lambda stage: [fact for _, fact in _facts(stage)],
         "split_facts": lambda stage: facts.split(_facts(stage)),
         "read_parts": facts.read_parts,
+        "data_charts": data_charts,
+        "source_names": source_names,
         "score": written,
         "arrow": arrow,
         "short_source": short_source,

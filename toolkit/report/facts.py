@@ -94,7 +94,7 @@ def read_parts(info: Mapping[str, Any]) -> list[Part]:
     total = counts.get("read")
     if not isinstance(total, int) or total <= 0:
         return []
-    found = [(n, counts.get(n)) for n in ("written", "empty", "quarantined")]
+    found = [(n, counts.get(n)) for n in ("written", "empty", "quarantined", "removed")]
     return [Part(name, n, n / total) for name, n in found if isinstance(n, int)]
 
 

@@ -19,7 +19,8 @@ from toolkit.data.indexed import bin_path, idx_path
 
 def examine_mask(dataset: Dataset, mask: Path, advance: Advance) -> Examination:
     """A loss mask: zeros and ones, with the very lengths and documents of the tokens."""
-    return collect(mask, _mask_checks(dataset, Dataset(mask, dataset.artifact), advance))
+    found = Dataset(mask, dataset.artifact)
+    return collect(found, _mask_checks(dataset, found, advance))
 
 
 def _mask_checks(dataset: Dataset, mask: Dataset, advance: Advance) -> Iterator[Finding]:

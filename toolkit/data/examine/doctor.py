@@ -61,7 +61,7 @@ def sizes(datasets: Sequence[Dataset]) -> int:
 def _examine(
     dataset: Dataset, tokenizer: TokenizerFolder | None, advance: Advance, subset: bool
 ) -> Examination:
-    return collect(dataset.prefix, _checks(dataset, tokenizer, advance, subset))
+    return collect(dataset, _checks(dataset, tokenizer, advance, subset))
 
 
 def _checks(

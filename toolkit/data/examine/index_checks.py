@@ -256,8 +256,8 @@ def check_boundaries(index: Index) -> Finding:
         before = int(found[-1])
     if empty:
         return Finding("documents", "note", f"{empty:,} of {documents:,} have no sequence at all")
-    each = "one sequence each" if plain else f"{count:,} sequences in {documents:,} documents"
-    return Finding("documents", "ok", f"boundaries from 0 to {count:,}, {each}")
+    detail = f"{count:,} sequences in {documents:,} documents"
+    return Finding("documents", "ok", "one sequence each" if plain else detail)
 
 
 def _bad_boundary(index: Index, number: int, found: int, before: int, plain: bool) -> Damage:

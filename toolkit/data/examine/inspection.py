@@ -103,7 +103,7 @@ def inspect(
 
 def _part(dataset: Dataset, reader: IndexedReader) -> Part:
     return Part(
-        name=dataset.prefix.name,
+        name=dataset.name,
         documents=reader.header.documents,
         sequences=len(reader),
         tokens=int(reader.lengths.sum(dtype=np.int64)),
@@ -115,8 +115,6 @@ def _part(dataset: Dataset, reader: IndexedReader) -> Part:
 
 def document_lengths(reader: IndexedReader) -> Any:
     """Tokens of each document: the lengths of its sequences, added up."""
-    if reader.header.documents == len(reader):
-        return reader.lengths
     ends = np.append(np.int64(0), np.cumsum(reader.lengths, dtype=np.int64))
     return np.diff(ends[reader.document_indices])
 
@@ -190,4 +188,4 @@ def decode(dataset: Dataset, reader: IndexedReader, number: int, text: Decode | 
     ids = tuple(int(token) for token in read_document(reader, number))
     whole = int(reader.lengths[begin:end].sum(dtype=np.int64))
     written = text(ids) if text else None
-    return Decoded(dataset.prefix.name, number, whole, written, ids, len(ids) < whole)
+    return Decoded(dataset.name, number, whole, written, ids, len(ids) < whole)

@@ -34,6 +34,11 @@ class Dataset:
     mask: Path | None = None
     """Prefix of its loss mask."""
 
+    @property
+    def name(self) -> str:
+        """As an artifact calls it (``train/text_document``), or the last part of the prefix."""
+        return self.prefix.name if self.artifact is None else named(self.artifact, self.prefix)
+
     def recorded(self, key: str) -> Any:
         """What the artifact's ``info`` says under a key; None where nothing does."""
         return self.artifact.info.get(key) if self.artifact else None
@@ -58,6 +63,11 @@ class Dataset:
             return open_tokenizer(folder)
         own = self.artifact.path(TOKENIZER) if self.artifact else None
         return open_tokenizer(own) if own and own.is_dir() else None
+
+
+def named(artifact: Artifact, prefix: Path) -> str:
+    """A prefix as ``info`` names it: within the artifact."""
+    return prefix.relative_to(artifact.folder).as_posix()
 
 
 def artifact_folder(given: Path) -> Path | None:

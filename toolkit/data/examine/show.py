@@ -21,6 +21,7 @@ from toolkit.data.examine.verification import Checked
 
 STYLES = {"ok": "green", "note": "yellow", "fail": "bold red", "skip": "dim"}
 SHOWN_IDS = 32
+LONGEST_BAR = 48
 SHOWN_PARTS = 20
 
 
@@ -60,10 +61,10 @@ def _counts(parts: Sequence[Part]) -> list[str]:
 def _lengths(lengths: LengthSummary) -> RenderableType:
     if not lengths.bins:
         return Text("no documents")
-    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
-    table.add_column(ratio=1)
+    table.add_column(min_width=4, max_width=LONGEST_BAR)
     table.add_row(*(Text(t, style="bold") for t in ("tokens", "documents", "", "of tokens", "")))
     most = max(b.documents for b in lengths.bins)
     for one in lengths.bins:

@@ -11,12 +11,13 @@ from rich.text import Text
 from toolkit.data.examine.statistics import Number, Section, Statistics
 from toolkit.data.examine.terminal import bar, size
 
-MOST_ROWS = 40
+MOST_ROWS, LONGEST_LABEL, LONGEST_BAR = 40, 34, 48
 
 
 def show_statistics(found: Statistics) -> RenderableType:
     """All sections, each a table with bars."""
-    title = Text.assemble((found.folder, "bold"), f"  {found.type} made by {found.made_by}")
+    made = f"{found.type} made by {found.made_by}" if found.made_by else found.type
+    title = Text.assemble((found.folder, "bold"), "\n", (made, "dim"))
     if not found.sections:
         return Group(title, Text("nothing is counted in its artifact.json", style="dim"))
     shown: list[RenderableType] = [title]
@@ -26,22 +27,27 @@ def show_statistics(found: Statistics) -> RenderableType:
 
 
 def _section(section: Section) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="", expand=True)
-    table.add_column(Text(section.title, style="bold"), overflow="fold")
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column(Text(section.title, style="bold"), no_wrap=True)
     for column in section.columns:
         name = "text" if column == "text_bytes" else column
         table.add_column(Text(name, style="dim"), justify="right", no_wrap=True)
     of = f"of {section.of}" if section.of else ""
     table.add_column(Text(of, style="dim"), justify="right", no_wrap=True)
-    table.add_column("", ratio=1, min_width=10)
+    table.add_column("", min_width=4, max_width=LONGEST_BAR)
     most = max(row.share for row in section.rows) or 1
     for row in section.rows[:MOST_ROWS]:
         values = [
             _written(value, name) for value, name in zip(row.values, section.columns, strict=True)
         ]
         share = f"{row.share:.1%}" if section.of else ""
-        table.add_row(Text(row.label), *values, share, bar(row.share / most))
+        table.add_row(Text(_short(row.label)), *values, share, bar(row.share / most))
     return Group(table, *_rest(section.rows))
+
+
+def _short(label: str) -> str:
+    """The end of a long label, which is where paths differ; ``--json`` has all of it."""
+    return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
 
 
 def _rest(rows: Sequence[object]) -> list[Text]:

@@ -69,10 +69,10 @@ def sections(info: Mapping[str, Any]) -> Iterator[Section]:
         yield from _outcomes(counts, read)
     yield from _parts(info)
     yield from _sources(info)
-    yield from _tally("Removed, by reason", info.get("drops"), read, "documents read")
-    yield from _languages(info, counts)
-    yield from _tally("Personal data replaced", info.get("pii"), None, "replacements")
-    yield from _tally("Duplicates", _duplicates(info), None, "")
+    yield from _tally("Removed, by reason", info.get("drops"), read, "documents read", "documents")
+    yield from _tally("Languages", info.get("languages"), None, "documents", "documents")
+    yield from _tally("Personal data replaced", info.get("pii"), None, "replacements", "times")
+    yield from _tally("Duplicates", _duplicates(info), None, "", "count")
     yield from _blend(info)
     yield from _lengths(info)
 
@@ -130,19 +130,16 @@ def _sources(info: Mapping[str, Any]) -> Iterator[Section]:
     yield Section(title, columns, _by_share(rows), whole.replace("_", " "))
 
 
-def _languages(info: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[Section]:
-    found = info.get("languages")
-    yield from _tally("Languages", found, None, "documents")
-
-
-def _tally(title: str, found: Any, whole: Number | None, of: str) -> Iterator[Section]:
+def _tally(
+    title: str, found: Any, whole: Number | None, of: str, counted_as: str
+) -> Iterator[Section]:
     """A mapping of names to counts, the most first; shares of ``whole``, or of their sum."""
     counted = {k: v for k, v in _flat(_mapping(found)) if _number(v)}
     if not counted:
         return
     total = whole or sum(counted.values()) or 1
     rows = tuple(Row(name, (count,), count / total) for name, count in counted.items())
-    yield Section(title, ("count",), _by_share(rows), of)
+    yield Section(title, (counted_as,), _by_share(rows), of)
 
 
 def _duplicates(info: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class Examination:
         return next((f for f in self.findings if f.status == "fail"), None)
 
 
-def collect(prefix: Path, checks: Iterator[Finding]) -> Examination:
+def collect(dataset: Dataset, checks: Iterator[Finding]) -> Examination:
     """Findings up to the first damage."""
     started, found = time.monotonic(), []
     try:
@@ -49,9 +49,9 @@ def collect(prefix: Path, checks: Iterator[Finding]) -> Examination:
                 break
     except Damage as damage:
         found.append(damage.finding)
-    data = bin_path(prefix)
+    data = bin_path(dataset.prefix)
     size = data.stat().st_size if data.is_file() else 0
-    return Examination(prefix.name, tuple(found), size, time.monotonic() - started)
+    return Examination(dataset.name, tuple(found), size, time.monotonic() - started)
 
 
 def open_sound(dataset: Dataset) -> IndexedReader:
