@@ -216,7 +216,12 @@ def test_a_text_with_the_separator_in_it(kind: str, tokenizers: dict[str, Tokeni
     encoder = open_gigatoken(tokenizers[kind])
     expected = oracle(tokenizers[kind])
     between = [SEPARATOR.format(number) for number in range(1, 5)]
-    for batch in (["one", f"two {between[0]} three", ""], [between[0]], ["", *between, "x"]):
+    for batch in (
+        ["one", f"two {between[0]} three", ""],
+        [between[0]],
+        ["", *between, "x"],
+        [between[0][:-1], "x", between[0][1:], between[1][:5], between[1][5:]],
+    ):
         assert_gives(encoder.encode_batch(batch), [expected(text) for text in batch])
 
 

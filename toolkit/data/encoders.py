@@ -30,8 +30,11 @@ from toolkit.data.bpe_ranks import (
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_sentencepiece
 from toolkit.errors import ToolkitError
 
-SEPARATOR = "\x00toolkit-document-{}\x00"
-"""Stands between the texts of a batch that gigatoken encodes in one call, with a number in it."""
+SEPARATOR = "\x00toolkit-document-{}\x01"
+"""Stands between the texts of a batch that gigatoken encodes in one call, with a number in it.
+
+No end of it is also a beginning: so none comes about where a text meets the separator.
+"""
 CACHE_BYTES = 384 << 20
 """By how much a process may grow through gigatoken's cache, which itself has no bound."""
 GIGATOKEN_SCHEMES = {
@@ -144,7 +147,8 @@ class GigatokenEncoder:
         self._started += 1
         self._tokenizer: Any = None
         self._between = SEPARATOR.format(self._started)
-        self._tokenizer, self._separator = self._load(self._between)
+        self._tokenizer, separator = self._load(self._between)
+        self._together, self._separator = separator is not None, separator or 0
         self._resident = resident_bytes()
 
     def encode_batch(self, texts: list[str]) -> Encoded:
@@ -157,14 +161,15 @@ class GigatokenEncoder:
         return encoded
 
     def _encode(self, texts: list[str]) -> Encoded:
-        if self._separator is None or len(texts) < 2:
+        if not self._together or len(texts) < 2:
             return joined([self._tokenizer.encode(text) for text in texts])
         raw = [text.encode() for text in texts]
-        content = self._between.encode().join(raw)
-        while content.count(self._between.encode()) != len(texts) - 1:
+        while True:
+            tokens = self._tokenizer.encode(self._between.encode().join(raw))
+            encoded = split(tokens, self._separator)
+            if len(encoded.lengths) == len(texts):
+                return encoded
             self._start()
-            content = self._between.encode().join(raw)
-        return split(self._tokenizer.encode(content), self._separator)
 
 
 def joined(tokens: list[npt.NDArray[np.uint32]]) -> Encoded:
@@ -175,8 +180,9 @@ def joined(tokens: list[npt.NDArray[np.uint32]]) -> Encoded:
 
 def split(tokens: npt.NDArray[np.uint32], separator: int) -> Encoded:
     """The tokens of texts that ``separator`` stands between."""
-    inner = tokens != separator
-    bounds = np.flatnonzero(~inner)
+    bounds = np.flatnonzero(tokens == separator)
+    inner = np.ones(len(tokens), np.bool_)
+    inner[bounds] = False
     ends = np.append(bounds, len(tokens))
     starts = np.concatenate([[0], bounds + 1])
     return Encoded(tokens[inner], ends - starts)
