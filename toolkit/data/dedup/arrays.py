@@ -27,6 +27,14 @@ def mapped(path: str | Path, dtype: npt.DTypeLike) -> Array:
     return np.memmap(path, dtype, mode="r")
 
 
+def distinct(values: Ids) -> Ids:
+    """As ``np.unique``, which takes ten times as long on many values (it hashes, then sorts)."""
+    values = np.sort(values)
+    first = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
+
+
 def between(values: Array, start: int, stop: int) -> slice:
     """Where a sorted u64 array has its values from ``start`` to below ``stop`` (up to 2**64)."""
     first = np.searchsorted(values, np.uint64(start))

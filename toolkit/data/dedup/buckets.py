@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data.dedup.arrays import Ids, Layout, between, hash_range, mapped, removed_between
+from toolkit.data.dedup.arrays import (
+    Ids,
+    Layout,
+    between,
+    distinct,
+    hash_range,
+    mapped,
+    removed_between,
+)
 from toolkit.data.dedup.config import NearDedupSettings
 from toolkit.data.dedup.hashes import KEYS, ORDER, SIGNATURES
 from toolkit.data.dedup.minhash import estimate
@@ -21,8 +29,8 @@ from toolkit.data.tasks import TaskOutput
 
 CODES, SIMILARITIES, DOUBTFUL = "codes.bin", "similarities.bin", "doubtful.bin"
 """u64, sorted: pairs; f4: their estimates; u64, sorted: ids of documents in doubtful pairs."""
-ENTRIES = 1 << 22
-"""Documents x bands of one task: about 200 MB of memory."""
+ENTRIES = 1 << 21
+"""Documents x bands of one task: about 100 MB of memory, 500 MB where all are near duplicates."""
 SHARES = 8
 """Tasks that there are at least (as far as there are bands), so that workers share them."""
 WINDOW = 8
@@ -83,7 +91,7 @@ def find_candidates(task: BucketTask, output: TaskOutput) -> dict[str, Any]:
     """Write the pairs that may be near duplicates, with the estimates of their similarity."""
     low, high = doubts(task.near)
     documents = task.layout.documents
-    codes = np.unique(np.concatenate([_pairs(*_read(task, b), documents) for b in task.bands]))
+    codes = distinct(np.concatenate([_pairs(*_read(task, b), documents) for b in task.bands]))
     doubtful: list[Ids] = [np.zeros(0, np.uint64)]
     candidates = 0
     with (
@@ -98,9 +106,9 @@ def find_candidates(task: BucketTask, output: TaskOutput) -> dict[str, Any]:
             pairs.write(chunk[kept].tobytes())
             similarities.write(found[kept].tobytes())
             unsure = kept & (found < high)
-            doubtful.append(np.unique(np.concatenate((left[unsure], right[unsure]))))
+            doubtful.append(distinct(np.concatenate((left[unsure], right[unsure]))))
             candidates += int(kept.sum())
-    np.unique(np.concatenate(doubtful)).tofile(output.path(DOUBTFUL))
+    distinct(np.concatenate(doubtful)).tofile(output.path(DOUBTFUL))
     return {"compared": len(codes), "candidates": candidates}
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data.dedup.arrays import Array, Ids, Layout, mapped
+from toolkit.data.dedup.arrays import Array, Ids, Layout, distinct, mapped
 from toolkit.data.dedup.buckets import CODES, split_codes
 from toolkit.data.dedup.exact import write_removed
 from toolkit.data.dedup.hashes import LENGTHS
@@ -82,7 +82,7 @@ def _members(parents: Parents) -> tuple[Ids, Ids]:
         found.append(nodes)
         roots.append(find(parents, nodes).astype(np.uint64))
     clusters = np.concatenate(roots)
-    firsts = np.unique(clusters)
+    firsts = distinct(clusters)
     return np.concatenate((firsts, *found)), np.concatenate((firsts, clusters))
 
 

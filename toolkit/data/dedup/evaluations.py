@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toolkit.context import StageContext
-from toolkit.data.dedup.arrays import Array
+from toolkit.data.dedup.arrays import Array, distinct
 from toolkit.data.dedup.config import DecontaminateSettings
 from toolkit.data.dedup.shingles import shingles_of
 from toolkit.data.dedup.words import Hashes, Words, batches, split_words
@@ -85,7 +85,7 @@ def write_index(task: IndexTask, output: TaskOutput) -> dict[str, Any]:
     output.path(DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
     if not len(grams):
         logger.warning("no evaluation item has %d words: nothing can match", settings.min_words)
-    return {"items": len(items), "ngrams": len(np.unique(grams["hash"]))}
+    return {"items": len(items), "ngrams": len(distinct(grams["hash"]))}
 
 
 class _Item(NamedTuple):
@@ -149,4 +149,4 @@ def _ignored(sources: Sequence[Source], lengths: Sequence[int]) -> Hashes:
         for batch in batches(texts):
             words = split_words(batch)
             found += [shingles_of(words.hashes(), words.offsets, n).hashes for n in lengths]
-    return np.unique(np.concatenate(found))
+    return distinct(np.concatenate(found))

@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from toolkit.data.dedup.arrays import KEPT, REMOVED, Ids, Layout, between, hash_range, mapped
+from toolkit.data.dedup.arrays import (
+    KEPT,
+    REMOVED,
+    Ids,
+    Layout,
+    between,
+    distinct,
+    hash_range,
+    mapped,
+)
 from toolkit.data.tasks import TaskOutput
 
 HIGH, LOW, ORDER = "exact-high.bin", "exact-low.bin", "exact-order.bin"
@@ -75,7 +84,7 @@ def find_duplicates(task: ExactTask, output: TaskOutput) -> dict[str, Any]:
     first = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(ids))))
     removed, kept = ids[repeats], ids[first[repeats]]
     write_removed(output.folder, removed, kept)
-    return {"removed": len(removed), "kept": len(np.unique(kept))}
+    return {"removed": len(removed), "kept": len(distinct(kept))}
 
 
 def write_removed(folder: Path, removed: Ids, kept: Ids) -> None:

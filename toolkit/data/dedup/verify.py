@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.data.crew import resolve
-from toolkit.data.dedup.arrays import Array, Ids, Layout, between, mapped, spans
+from toolkit.data.dedup.arrays import Array, Ids, Layout, between, distinct, mapped, spans
 from toolkit.data.dedup.buckets import (
     CODES,
     DOUBTFUL,
@@ -62,7 +62,7 @@ def write_sets(task: ShinglesTask, output: TaskOutput) -> dict[str, Any]:
     for folder in task.buckets:
         doubtful = mapped(Path(folder, DOUBTFUL), np.uint64)
         ids.append(doubtful[between(doubtful, task.start, task.stop)])
-    wanted = np.unique(np.concatenate(ids))
+    wanted = distinct(np.concatenate(ids))
     wanted.tofile(output.path(DOCUMENTS))
     counts = [0]
     with output.path(SETS).open("wb") as sets:
