@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, make, texts
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
 from toolkit.data import encoders
 from toolkit.data.backends import HARD_TEXTS, probe_texts
@@ -229,6 +229,23 @@ def test_split_at_separators() -> None:
     tokens = np.array([9, 1, 2, 9, 9, 3], np.uint32)
     assert_gives(split(tokens, 9), [[], [1, 2], [], [3]])
     assert_gives(split(np.array([1], np.uint32), 9), [[1]])
+
+
+@pytest.mark.parametrize("change", ["prefix space", "nfc", "stripped token"])
+def test_texts_stay_apart(
+    change: str, tokenizers: dict[str, TokenizerFolder], tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_str(byte_level_json(tokenizers))
+    if change == "prefix space":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif change == "nfc":
+        tokenizer.normalizer = normalizers.NFC()
+    else:
+        tokenizer.add_tokens([AddedToken("<x>", lstrip=True, rstrip=True, normalized=False)])
+    folder = folder_of(tmp_path, tokenizer)
+    batch = ["one", " two", "e\u0301", "\u0301e", "\n ", "<x>", "a <x> ", " <x>", "", "x  "]
+    found = open_encoder(folder, "gigatoken").encode_batch(batch)
+    assert_gives(found, [oracle(folder)(text) for text in batch])
 
 
 def test_ids_with_gaps(tokenizers: dict[str, TokenizerFolder], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ imported by the encoder that needs them: a worker process starts with one of the
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from base64 import b64encode
 from collections.abc import Callable
@@ -35,6 +36,8 @@ SEPARATOR = "\x00toolkit-document-{}\x01"
 
 No end of it is also a beginning: so none comes about where a text meets the separator.
 """
+RESTARTS = 16
+"""How many separators are tried."""
 CACHE_BYTES = 384 << 20
 """By how much a process may grow through gigatoken's cache, which itself has no bound."""
 GIGATOKEN_SCHEMES = {
@@ -164,12 +167,13 @@ class GigatokenEncoder:
         if not self._together or len(texts) < 2:
             return joined([self._tokenizer.encode(text) for text in texts])
         raw = [text.encode() for text in texts]
-        while True:
+        for _ in range(RESTARTS):
             tokens = self._tokenizer.encode(self._between.encode().join(raw))
             encoded = split(tokens, self._separator)
             if len(encoded.lengths) == len(texts):
                 return encoded
             self._start()
+        raise Unsupported("it does not find the separators between texts")
 
 
 def joined(tokens: list[npt.NDArray[np.uint32]]) -> Encoded:
@@ -194,7 +198,7 @@ def resident_bytes() -> int:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:
         return 0
-    return int(pages) * 4096
+    return int(pages) * resource.getpagesize()
 
 
 def open_encoder(
