@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -64,10 +65,11 @@ class Crew:
     Args:
         size: how many.
         threads: of each, for the libraries that have thread pools.
+        module: what each imports at its start.
     """
 
-    def __init__(self, size: int, threads: int = 1) -> None:
-        self._size, self._threads = size, threads
+    def __init__(self, size: int, threads: int = 1, module: str = __name__) -> None:
+        self._size, self._threads, self._module = size, threads, module
         self._members: list[_Member] = []
 
     def __enter__(self) -> Self:
@@ -133,7 +135,7 @@ class Crew:
             "TOOLKIT_CREW_OF": str(os.getpid()),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.data.crew", str(theirs.fileno())],
+            [sys.executable, "-m", "toolkit.data.crew", str(theirs.fileno()), self._module],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=environment,
@@ -221,6 +223,8 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
                         datefmt="%H:%M:%S", stream=sys.stdout)  # fmt: skip
+    with suppress(ImportError):  # a job that needs it will say so
+        importlib.import_module(arguments[1])
     serve(Connection(int(arguments[0])))
 
 

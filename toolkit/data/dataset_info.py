@@ -16,7 +16,7 @@ from toolkit.data.tasks import TaskResult
 from toolkit.data.tokenizer_folder import TokenizerFolder
 
 if TYPE_CHECKING:
-    from toolkit.data.tokenize import Group, Plan
+    from toolkit.data.tokenize_plan import Group, Plan
 
 COUNTED = ("written", "empty", "tokens", "text_bytes")
 

@@ -18,6 +18,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def run_tasks(
     context: StageContext,
     *,
     workers: int,
+    crew: Crew | None = None,
 ) -> None:
     """Do this rank's share of the tasks that are not done yet.
 
@@ -154,6 +156,7 @@ def run_tasks(
         tasks: all of the phase's, in the same order on every rank.
         context: whose share is ``tasks[rank::world_size]``, and whose progress is told.
         workers: processes; with one, or one task to do, this process does the work.
+        crew: from ``start_crew``, where the processes could be started before the tasks were known.
 
     Raises:
         ToolkitError: what a task raised; the others that were in hand are dropped.
@@ -169,14 +172,19 @@ def run_tasks(
     _sweep(folder, {task.key for task in todo})
     board = _Board(context, share, todo)
     jobs = {task.key: Job(function, task, folder, prints[task.key]) for task in todo}
-    processes = min(workers, len(jobs))
-    if processes == 1:
+    if crew is None and min(workers, len(jobs)) == 1:
         for key, job in jobs.items():
             job(functools.partial(board.report, key))
             board.finished(key)
-    else:
-        with Crew(processes, threads=workers // processes) as crew:
-            crew.work(jobs, board.report, board.finished)
+        return
+    with nullcontext(crew) if crew else start_crew(function, len(jobs), workers) as hands:
+        hands.work(jobs, board.report, board.finished)
+
+
+def start_crew(function: str, tasks: int, workers: int) -> Crew:
+    """Processes for so many tasks, which load the function's module while this one goes on."""
+    size = max(1, min(workers, tasks))
+    return Crew(size, threads=workers // size, module=function.partition(":")[0])
 
 
 def results(phase: str, tasks: Sequence[Task], context: StageContext) -> list[TaskResult]:
