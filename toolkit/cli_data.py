@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,15 +72,12 @@ def doctor(
 
     from toolkit.data.examine.doctor import examine, sizes
     from toolkit.data.examine.locate import locate
-    from toolkit.data.examine.show import show_examination
+    from toolkit.data.examine.show import show_examinations
 
     datasets = [dataset for prefix in prefixes for dataset in locate(prefix)]
     with _reading(sizes(datasets)) as advance:
         found = examine(datasets, advance, tokenizer=tokenizer, subset=subset)
-    if as_json:
-        _print([asdict(one) for one in found], as_json)
-    else:
-        _print_all([show_examination(one) for one in found])
+    _print([asdict(one) for one in found] if as_json else show_examinations(found), as_json)
     _exit_if(any(one.failure for one in found))
 
 
@@ -211,15 +208,6 @@ def _print(found: Any, as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
     else:
         console().print(found)
-
-
-def _print_all(found: Sequence[Any]) -> None:
-    """One after another, with a line between them."""
-    terminal = console()
-    for number, one in enumerate(found):
-        if number:
-            terminal.print()
-        terminal.print(one)
 
 
 @contextmanager

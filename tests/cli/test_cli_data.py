@@ -158,6 +158,39 @@ def test_doctor_says_where_the_first_bad_byte_is_and_exits_1(run_dir: Path) -> N
     assert bad["place"]["offset"] == 34 + 4 * 7
 
 
+def test_doctor_knows_the_artifact_that_a_prefix_lies_in(run_dir: Path) -> None:
+    one = prefix(run_dir / "corpus")
+    code, output = invoke("doctor", one)
+    assert code == 0 and "sha256 as recorded" in output
+    data = one.with_suffix(".bin")
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    assert invoke("doctor", data)[0] == 1
+    for suffix in ("bin", "idx"):
+        shutil.copy(one.with_suffix(f".{suffix}"), run_dir / f"alone.{suffix}")
+    code, output = invoke("doctor", run_dir / "alone")
+    assert code == 0
+    assert "no manifest: a token changed to another is not found" in output
+
+
+def test_doctor_is_brief_about_many(run_dir: Path) -> None:
+    one = prefix(run_dir / "corpus")
+    names = []
+    for number in range(6):
+        names.append(run_dir / f"shard-{number}.idx")
+        for suffix in ("bin", "idx"):
+            shutil.copy(one.with_suffix(f".{suffix}"), run_dir / f"shard-{number}.{suffix}")
+    code, output = invoke("doctor", *names)
+    assert code == 0
+    assert len(output.splitlines()) == 8 and "all 6 are sound" in output
+    names[3].write_bytes(names[3].read_bytes()[:-1])
+    code, output = invoke("doctor", *names)
+    assert code == 1
+    assert "1 of 6 damaged: shard-3" in output
+    assert "first bad: shard-3.idx, byte" in output
+
+
 def test_inspect_and_sample_refuse_what_doctor_calls_damaged(run_dir: Path) -> None:
     index = prefix(run_dir / "corpus").with_suffix(".idx")
     content = bytearray(index.read_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from toolkit.artifacts import Artifact, sha256
 from toolkit.data.examine.content_checks import Expected, check_tokens
 from toolkit.data.examine.findings import Advance, Finding, Place
 from toolkit.data.examine.index_checks import Index, check_header
-from toolkit.data.examine.locate import Dataset
+from toolkit.data.examine.locate import Dataset, datasets_in
 from toolkit.data.examine.structure import Examination, check_structure, collect
 from toolkit.data.indexed import bin_path, idx_path
 
@@ -64,9 +64,9 @@ def _parallel(tokens: Index, mask: Index) -> Finding:
     return Finding("parallel", "ok", "the mask has the lengths of the tokens")
 
 
-def examine_rest(artifact: Artifact, datasets: Sequence[Dataset]) -> Examination:
-    """The files of an artifact besides the tokens: the tokenizer, the quarantine."""
-    prefixes = [p for d in datasets for p in (d.prefix, d.mask) if p is not None]
+def examine_rest(artifact: Artifact) -> Examination:
+    """The files of an artifact besides tokens and masks: the tokenizer, the quarantine."""
+    prefixes = [p for d in datasets_in(artifact) for p in (d.prefix, d.mask) if p is not None]
     done = {path(p) for p in prefixes for path in (bin_path, idx_path)}
     rest = [f for f in artifact.files if artifact.path(f.path) not in done]
     started = time.monotonic()
@@ -86,4 +86,4 @@ def examine_rest(artifact: Artifact, datasets: Sequence[Dataset]) -> Examination
         break
     else:
         finding = Finding("other files", "ok", f"{len(rest)} have their recorded sha256")
-    return Examination(artifact.folder.name, (finding,), 0, time.monotonic() - started)
+    return Examination(str(artifact.folder), (finding,), 0, time.monotonic() - started)

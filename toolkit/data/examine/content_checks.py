@@ -228,5 +228,5 @@ class _Hashes:
             place = Place(self._name, None, None, f"sha256 {recorded[:16]}...", f"{found[:16]}...")
             raise Damage("checksum", "the tokens are not those that were written", place)
         shards = len(self._expected.pieces)
-        each = f", and the xxh3 of each of {shards} shards" if shards else ""
+        each = f", and the xxh3 of {shards} shard{'s' if shards > 1 else ''}" if shards else ""
         return [Finding("checksum", "ok", f"sha256 as recorded{each}")] if recorded else []

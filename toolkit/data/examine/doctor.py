@@ -48,7 +48,7 @@ def examine(
         if dataset.mask is not None:
             found.append(examine_mask(dataset, dataset.mask, advance))
     artifacts = {d.artifact.folder: d.artifact for d in datasets if d.artifact}
-    found += [examine_rest(a, datasets) for a in artifacts.values() if a.files]
+    found += [examine_rest(a) for a in artifacts.values() if a.files]
     return found
 
 

@@ -250,7 +250,7 @@ def check_boundaries(index: Index) -> Finding:
             wrong[-1] |= found[-1] != count
         if wrong.any():
             at = int(np.argmax(wrong))
-            low = int(found[at] - steps[at])
+            low = int(found[at - 1]) if at else before
             raise _bad_boundary(index, start + at, int(found[at]), low, plain)
         empty += int(np.count_nonzero(steps == 0)) - (start == 0)
         before = int(found[-1])

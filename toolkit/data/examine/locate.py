@@ -133,7 +133,7 @@ def _prefix(given: Path) -> Path:
 def _in_folder(given: Path) -> list[Dataset]:
     folder = artifact_folder(given)
     if folder is not None:
-        return _of_artifact(read_artifact(folder))
+        return datasets_in(read_artifact(folder))
     prefixes = sorted(path.with_name(path.name[:-4]) for path in given.rglob("*.idx"))
     if len(prefixes) > 1:
         raise _several(given, prefixes)
@@ -143,7 +143,12 @@ def _in_folder(given: Path) -> list[Dataset]:
     raise DataError("no .idx file in this folder", where=str(given), hint=hint)
 
 
-def _of_artifact(artifact: Artifact) -> list[Dataset]:
+def datasets_in(artifact: Artifact) -> list[Dataset]:
+    """The datasets of an artifact, each with its loss mask.
+
+    Raises:
+        DataError: it is of another type, or names none.
+    """
     if artifact.type != "dataset":
         raise DataError(
             f"a {artifact.type} artifact, where a dataset was expected",
@@ -178,7 +183,7 @@ def _with_artifact(prefix: Path) -> Dataset:
             artifact = read_artifact(folder)
             if artifact.type != "dataset" or name not in {f.path for f in artifact.files}:
                 continue
-            known = {dataset.prefix: dataset for dataset in _of_artifact(artifact)}
+            known = {dataset.prefix: dataset for dataset in datasets_in(artifact)}
             return known.get(prefix, Dataset(prefix, artifact))
     return Dataset(prefix)
 

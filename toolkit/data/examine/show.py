@@ -22,6 +22,8 @@ from toolkit.data.examine.verification import Checked
 STYLES = {"ok": "green", "note": "yellow", "fail": "bold red", "skip": "dim"}
 SHOWN_IDS = 32
 LONGEST_BAR = 48
+FEW = 3
+"""Examinations that are shown in full."""
 SHOWN_PARTS = 20
 
 
@@ -108,6 +110,32 @@ def _beginning(document: Decoded) -> str:
         more = " ..." if document.tokens > SHOWN_IDS else ""
         return " ".join(map(str, document.ids[:SHOWN_IDS])) + more
     return shortened(document.text, cut=document.cut)
+
+
+def show_examinations(found: Sequence[Examination]) -> RenderableType:
+    """All of them; of more than a few, those with nothing to say have one line each."""
+    parts: list[RenderableType] = []
+    brief = len(found) > FEW
+    for one in found:
+        if brief and all(f.status in ("ok", "skip") for f in one.findings):
+            parts.append(_one_line(one))
+        else:
+            parts += ([""] if parts else []) + [show_examination(one)]
+    return Group(*parts, "", _verdict(found)) if brief else Group(*parts)
+
+
+def _one_line(found: Examination) -> Text:
+    checks = sum(f.status == "ok" for f in found.findings)
+    told = f"  {checks} checks" + (f", {size(found.size)}" if found.size else "")
+    return Text.assemble(("ok  ", STYLES["ok"]), found.name, (told, "dim"))
+
+
+def _verdict(found: Sequence[Examination]) -> Text:
+    damaged = [one.name for one in found if one.failure]
+    whole = size(sum(one.size for one in found))
+    if damaged:
+        return Text(f"{len(damaged)} of {len(found)} damaged: {', '.join(damaged)}", style="red")
+    return Text(f"all {len(found)} are sound, {whole}", style="green")
 
 
 def show_examination(found: Examination) -> RenderableType:
