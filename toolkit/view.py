@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.status import Status as Spinner
 from rich.table import Table
 
+from toolkit.artifacts import MANIFEST
 from toolkit.errors import ExitCode
 from toolkit.launch.local import Result, log_path, tail
 from toolkit.launch.run import STOPPED
@@ -83,16 +85,23 @@ def duration(seconds: float) -> str:
 
 
 def progress_text(record: Mapping[str, Any]) -> str:
-    """``120/200 iterations  3.1/s  0:26 left  loss 4.21``."""
+    """``120/200 iterations  3.10/s  0:26 left  loss 4.21``; ``57.2/250.0 MB  112 MB/s ...``."""
     done, total, unit = record["done"], record["total"], record["unit"]
-    parts = [f"{done:,g}" + (f"/{total:,g}" if total else "") + f" {unit}".rstrip()]
+    megabytes = unit.startswith("MB")
+    form = ",.1f" if megabytes else ",g"
+    parts = [f"{done:{form}}" + (f"/{total:{form}}" if total else "") + f" {unit}".rstrip()]
     if record["rate"]:
-        parts.append(f"{short(record['rate'])}/s")
+        parts.append(f"{short(record['rate'])}{' MB' if megabytes else ''}/s")
     if record["seconds_left"] is not None and done != total:
         parts.append(f"{duration(record['seconds_left'])} left")
     for name, value in record["shown"].items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        parts.append(f"{name.replace('_', ' ')} {text}")
+        if name.endswith("_per_second"):
+            parts.append(f"{compact(value)} {name.removesuffix('_per_second')}/s")
+        elif isinstance(value, int):
+            parts.append(f"{value:,} {name.replace('_', ' ')}")
+        else:
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            parts.append(f"{name.replace('_', ' ')} {text}")
     return "  ".join(parts)
 
 
@@ -100,6 +109,32 @@ def short(number: float) -> str:
     """Three digits of a number: ``0.812``, ``17.4``, ``1,740``."""
     digits = 0 if number >= 100 else 1 if number >= 10 else 3
     return f"{number:,.{digits}f}"
+
+
+def compact(number: float) -> str:
+    """A count in a few letters: ``950``, ``25.3 k``, ``71.5 M``, ``1.2 G``."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.1f} {letter}"
+    return f"{number:.0f}"
+
+
+SUMMED_UP = ("read", "written", "removed", "empty", "quarantined", "tokens")
+
+
+def summary(folder: Path) -> str:
+    """What a data stage did with its records: ``read 20,935  written 20,935  71.5 M tokens``."""
+    try:
+        info = json.loads((folder / "artifact" / MANIFEST).read_text(encoding="utf-8"))["info"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    counts = info.get("counts")
+    if not isinstance(counts, dict) or "read" not in counts:
+        return ""
+    found = [(name, counts[name]) for name in SUMMED_UP if counts.get(name)]
+    return "  ".join(
+        f"{compact(n)} tokens" if name == "tokens" else f"{n:,} {name}" for name, n in found
+    )
 
 
 class RunView:
@@ -151,7 +186,7 @@ class RunView:
         """One line for the stage, and where it failed the reason, the log, and its last lines."""
         self._stop()
         if result.code == ExitCode.OK:
-            self._line("complete", task, duration(seconds))
+            self._line("complete", task, f"{duration(seconds)}  {summary(task.folder)}".rstrip())
             for line in warnings_in(log_path(task.folder, 0)):
                 self._console.print(f"  [yellow]![/] {escape(line)}", soft_wrap=True)
         elif result.code in STOPPED:

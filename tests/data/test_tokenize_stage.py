@@ -1,6 +1,7 @@
 """The ``tokenize`` stage: every record is accounted for, and nothing half-made is left."""
 
 import base64
+import errno
 import gzip
 import json
 import os
@@ -26,6 +27,7 @@ from toolkit.data.encoders import Encoded, GigatokenEncoder
 from toolkit.data.indexed import IndexedReader
 from toolkit.data.samples import read_sample
 from toolkit.errors import DataError, ToolkitError
+from toolkit.stage import Resources
 
 Make = Callable[..., Artifact]
 ROOT = Path(__file__).resolve().parents[2]
@@ -368,15 +370,23 @@ def test_a_token_outside_the_vocabulary_names_its_document(
     assert not list((tmp_path / "run" / "corpus").glob("artifact*"))
 
 
-def test_a_disk_that_takes_no_more_leaves_nothing(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_more_leaves_nothing_half_made(
+    make: Make, tmp_path: Path, workers: int
+) -> None:
+    long = jsonl(tmp_path / "a.jsonl", *(f"{n} some words of a line" for n in range(40_000)))
+    settings = {"shard_bytes": 1 << 20, "resources": Resources(cpus_per_task=workers)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
-            make("sample:python-docs")
+        with pytest.raises(OSError, match="File too large") as error:
+            make(long, **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
     assert not list((tmp_path / "run" / "corpus").glob("artifact*"))
+    assert not list((tmp_path / "run" / "corpus" / "work" / "shards").glob("0*/*.tmp"))
+    assert make(long, **settings).info["counts"]["written"] == 40_000
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

@@ -298,5 +298,7 @@ class _Board:
         rates = {}
         if "tokens" in counts:
             rates["tokens_per_second"] = round(counts["tokens"] / seconds)
-        total = self._total / 1e6 or None
-        self._context.progress(whole / 1e6, total, unit="MB", **counts, **rates)
+        if not self._total:  # embedded samples and streams have no size
+            self._context.progress(counts.pop("documents", 0), unit="documents", **counts, **rates)
+            return
+        self._context.progress(whole / 1e6, self._total / 1e6, unit="MB", **counts, **rates)

@@ -79,9 +79,9 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
     if bad:
         logger.warning("%d records are set aside in %s", bad, QUARANTINE)
     counts, seconds = info["counts"], time.monotonic() - started
-    total = sum(task.size for task in plan.tasks) / 1e6
-    shown = {"documents": counts["written"], "tokens": counts["tokens"]}
-    context.progress(total, total, unit="MB", **shown)
+    if total := sum(task.size for task in plan.tasks) / 1e6:
+        shown = {"documents": counts["written"], "tokens": counts["tokens"]}
+        context.progress(total, total, unit="MB", **shown)
     logger.info(
         "%s documents, %s tokens of %.1f MB of text in %.1f s (%.1f MB/s) by %s (%s)",
         *(f"{counts['written']:,}", f"{counts['tokens']:,}", counts["text_bytes"] / 1e6, seconds),
