@@ -179,6 +179,23 @@ def test_an_arrow_stream_with_other_bytes_is_an_error_or_read(content: bytes, at
     assert count <= 100
 
 
+def test_a_flipped_bit_in_a_parquet_page_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["the needle in the stack"] + [f"row {n}" for n in range(500)]})
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"needle", b"noodle", 1))
+    with pytest.raises(DataError, match=r"a\.parquet: .*(checksum|CRC)"):
+        list(read_records(path))
+
+
 @pytest.mark.parametrize("kind", ["file", "stream", "compressed", "dictionaries"])
 def test_arrow_files_and_streams(tmp_path: Path, kind: str) -> None:
     texts = pa.array([f"row {n % 7}" for n in range(5000)])

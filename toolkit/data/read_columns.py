@@ -162,7 +162,9 @@ def _rows(batch: Any, place: Place, before: int, on_bad: OnBad) -> Iterator[Reco
 def _open_parquet(source: Source) -> Iterator[Any]:
     with (
         _opened(source) as raw,
-        pyarrow.parquet.ParquetFile(raw, buffer_size=BUFFER, pre_buffer=False) as file,
+        pyarrow.parquet.ParquetFile(
+            raw, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+        ) as file,
     ):
         yield file
 
@@ -184,7 +186,7 @@ def _opened(source: Source) -> Iterator[Any]:
     with open_file(source) as raw:
         try:
             yield raw
-        except (pyarrow.ArrowException, EOFError) as error:
+        except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:
             message = f"not a readable {source.format} file: {error}"
             raise DataError(message, where=source.name) from error
         except OSError as error:
