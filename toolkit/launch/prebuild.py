@@ -6,6 +6,7 @@ can't be another one than the run will ask for.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def prebuild_index(loaded: Loaded, folder: Path, stage: str) -> dict[str, Any]:
         task.folder.mkdir(parents=True, exist_ok=True)
         task.file.write(task.folder)
     with locked(task.folder, "stage"):
+        warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*not installed")
         from toolkit.megatron.corpus import open_corpus
         from toolkit.megatron.datasets import prebuild
 

@@ -7,7 +7,8 @@ u8 for every token: 1 where the token is to be predicted, by those in front of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from toolkit.data.indexed import IndexedWriter, bin_path, idx_path, read_header
 from toolkit.data.pack.bestfit import Packing
-from toolkit.data.pack.examples import Examples, Integers
+from toolkit.data.pack.examples import Examples, Integers, Pair
 
 MASK = "_loss_mask"
 MASK_VALUES = 2
@@ -59,7 +60,6 @@ def write_rows(
     Raises:
         DataError: a token id outside the vocabulary.
     """
-    sources = [_Source(pair.tokens, pair.mask) for pair in examples.pairs]
     written = Written()
     step = max(1, BLOCK // seq_length)
     with (
@@ -70,7 +70,7 @@ def write_rows(
             starts = packing.starts[first : first + step + 1]
             chosen = packing.order[starts[0] : starts[-1]]
             block = _Block(examples, chosen, np.diff(starts), seq_length)
-            row_tokens, row_masks = block.gather(sources, pad_id)
+            row_tokens, row_masks = block.gather(examples.pairs, pad_id)
             lengths, sequences = block.sequences()
             tokens.write(row_tokens, lengths, sequences=sequences)
             masks.write(row_masks, lengths, sequences=sequences)
@@ -81,19 +81,21 @@ def write_rows(
     return written
 
 
-class _Source:
-    """A pair's tokens and mask, mapped."""
+class _Stretches:
+    """Stretches of one ``.bin``, read and not mapped: the kernel would map what lies around, too,
+    and so by and by the whole file."""
 
-    def __init__(self, tokens: Path, mask: Path | None) -> None:
-        self.tokens = _map(tokens)
-        self.mask = None if mask is None else _map(mask)
+    def __init__(self, prefix: Path) -> None:
+        self.dtype = np.dtype(read_header(idx_path(prefix)).dtype)
+        self._path = bin_path(prefix)
 
-
-def _map(prefix: Path) -> npt.NDArray[np.number[Any]]:
-    data, header = bin_path(prefix), read_header(idx_path(prefix))
-    if not data.stat().st_size:
-        return np.zeros(0, header.dtype)
-    return np.memmap(data, dtype=header.dtype, mode="r")
+    def copy(self, places: Iterable[tuple[int, int, int]], target: npt.NDArray[Any]) -> None:
+        """Copy each stretch (first token, place in the target, tokens) to its place."""
+        size = self.dtype.itemsize
+        with self._path.open("rb", buffering=0) as stream:
+            for start, begin, length in places:
+                found = os.pread(stream.fileno(), length * size, start * size)
+                target[begin : begin + length] = np.frombuffer(found, self.dtype)
 
 
 class _Block:
@@ -122,18 +124,23 @@ class _Block:
         return lengths, self.counts + padded
 
     def gather(
-        self, sources: list[_Source], pad_id: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        self, pairs: Sequence[Pair], pad_id: int
+    ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.uint8]]:
         """The tokens and the mask of the rows, one row after another."""
+        used = np.unique(self._pair).tolist()
+        sources = {number: _Stretches(pairs[number].tokens) for number in used}
         size = len(self.counts) * self.seq_length
-        tokens = np.full(size, pad_id, np.int64)
+        tokens = np.full(size, pad_id, np.result_type(*(s.dtype for s in sources.values())))
         mask = np.zeros(size, np.uint8)
-        for number in np.unique(self._pair):
+        for number, source in sources.items():
             own = self._pair == number
-            source, length = sources[number], self.length[own]
-            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-            there = np.repeat(self._start[own], length) + within
-            here = np.repeat(self.begin[own], length) + within
-            tokens[here] = source.tokens[there]
-            mask[here] = 1 if source.mask is None else source.mask[there]
+            arrays = (self._start[own], self.begin[own], self.length[own])
+            places = list(zip(*(array.tolist() for array in arrays), strict=True))
+            source.copy(places, tokens)
+            trained = pairs[number].mask
+            if trained is not None:
+                _Stretches(trained).copy(places, mask)
+            else:
+                for _, begin, length in places:
+                    mask[begin : begin + length] = 1
         return tokens, mask

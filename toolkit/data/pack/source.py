@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 16 << 20
 """Of conversations, for each task: rendering and masking every row takes its time."""
+CARRIED = ("eod_id", "bytes_per_token", "tokenizer_sha256")
+"""What is true of a packed dataset as of the one that was packed."""
 WHOLE = ""
 """Stands for the part of data of which nothing is held out."""
 
@@ -45,6 +47,7 @@ class Source:
     parts: Mapping[str, Sequence[Pair]]
     """By ``train``, ``valid`` and ``test``, or all under ``WHOLE``."""
     tokenizer: TokenizerFolder
+    vocab_size: int
     info: Mapping[str, Any]
     """For the artifact: of the rows, or of the dataset."""
     lost_tokens: int = 0
@@ -93,7 +96,8 @@ def open_source(
     return Source(
         {WHOLE: [Pair(r.path(chats.TOKENS), r.path(chats.MASKS)) for r in found]},
         tokenizer,
-        {"data": rows, "sources": named},
+        tokenizer.vocab_size,
+        {"data": rows, "sources": named, "tokenizer_sha256": tokenizer.sha256},
         lost_tokens=account.counts.cut_tokens + account.untrained_tokens,
         overlong=account.overlong,
     )
@@ -121,8 +125,9 @@ def _documents(config: PackConfig, context: StageContext, built: Path) -> Source
     link_tree(found.tokenizer, built / "tokenizer")
     parts = found.splits or {WHOLE: found.prefixes}
     pairs = {part: [Pair(p, found.mask_of(p)) for p in own] for part, own in parts.items() if own}
-    carried = {k: found.info[k] for k in ("eod_id", "bytes_per_token") if k in found.info}
-    return Source(pairs, open_tokenizer(built / "tokenizer"), carried)
+    carried = {key: found.info[key] for key in CARRIED if key in found.info}
+    tokenizer = open_tokenizer(built / "tokenizer")
+    return Source(pairs, tokenizer, int(found.info["vocab_size"]), carried)
 
 
 def _refuse_packed_or_blended(found: Dataset) -> None:

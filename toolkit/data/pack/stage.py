@@ -68,9 +68,8 @@ def _pack(source: Source, config: PackConfig, context: StageContext, built: Path
         "prefixes": list(names.values()),
         "masks": [str(mask_prefix(Path(name))) for name in names.values()],
         **({} if WHOLE in names else {"splits": {part: [name] for part, name in names.items()}}),
-        "dtype": np.dtype(token_dtype(source.tokenizer.vocab_size)).name,
-        "vocab_size": source.tokenizer.vocab_size,
-        "tokenizer_sha256": source.tokenizer.sha256,
+        "dtype": np.dtype(token_dtype(source.vocab_size)).name,
+        "vocab_size": source.vocab_size,
         "counts": {"read": sums["read"], "written": sums["examples"], "tokens": sums["tokens"]},
         "packing": _account(sums, config, pad_id),
     }
@@ -96,7 +95,7 @@ def _pack_part(
         config.seq_length,
         pad_id,
         target,
-        source.tokenizer.vocab_size,
+        source.vocab_size,
         functools.partial(context.progress, total=len(packing), unit="rows"),
     )
     return Counter(
