@@ -13,7 +13,7 @@ from toolkit.errors import ExitCode
 from toolkit.verbs import console, verb
 
 data = typer.Typer(
-    help="Look at data: inspect, check, merge, verify, sample, count.",
+    help="Look into data, check it, draw from it, count it, merge it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -21,7 +21,7 @@ data = typer.Typer(
 
 WHAT = "A prefix (without .bin), a .bin or .idx file, or the folder of a dataset or its stage."
 DatasetPath = Annotated[Path, typer.Argument(metavar="PREFIX", help=WHAT, show_default=False)]
-DatasetPaths = Annotated[list[Path], typer.Argument(metavar="PREFIX...", help=WHAT)]
+DatasetPaths = Annotated[list[Path], typer.Argument(metavar="PREFIX", help=WHAT)]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or its stage's.")
 ]
@@ -126,7 +126,7 @@ def sample(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCES...",
+            metavar="SOURCE",
             help="Files, folders, globs, sample: names, documents, or datasets.",
         ),
     ],
