@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolkit/__init__.py)
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
-PYTEST_ARGS ?= -q
+PYTEST_ARGS ?= -q -n 2 --dist loadfile
 ENGINE ?= docker
 IMAGE ?= megatron-toolkit
 
