@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.data.examine.statistics import Number, Section, Statistics
+from toolkit.data.examine.statistics import Number, Row, Section, Statistics
 from toolkit.data.examine.terminal import bar, size
 
-MOST_ROWS, LONGEST_LABEL, LONGEST_BAR = 40, 34, 48
+MOST_ROWS = 40
+SHORTEST_LABEL, LONGEST_LABEL = 12, 40
+SHORTEST_BAR, LONGEST_BAR = 6, 48
 
 
 def show_statistics(found: Statistics) -> RenderableType:
@@ -22,37 +24,47 @@ def show_statistics(found: Statistics) -> RenderableType:
         return Group(title, Text("nothing is counted in its artifact.json", style="dim"))
     shown: list[RenderableType] = [title]
     for section in found.sections:
-        shown += ["", _section(section)]
+        shown += ["", _Table(section)]
     return Group(*shown)
 
 
-def _section(section: Section) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column(Text(section.title, style="bold"), no_wrap=True)
-    for column in section.columns:
-        name = "text" if column == "text_bytes" else column
-        table.add_column(Text(name, style="dim"), justify="right", no_wrap=True)
-    of = f"of {section.of}" if section.of else ""
-    table.add_column(Text(of, style="dim"), justify="right", no_wrap=True)
-    table.add_column("", min_width=4, max_width=LONGEST_BAR)
-    most = max(row.share for row in section.rows) or 1
-    for row in section.rows[:MOST_ROWS]:
-        values = [
-            _written(value, name) for value, name in zip(row.values, section.columns, strict=True)
-        ]
-        share = f"{row.share:.1%}" if section.of else ""
-        table.add_row(Text(_short(row.label)), *values, share, bar(row.share / most))
-    return Group(table, *_rest(section.rows))
+@dataclass(frozen=True)
+class _Table:
+    """A section as a table; where the terminal is narrow, labels give way to numbers."""
+
+    section: Section
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        section, rows = self.section, self.section.rows[:MOST_ROWS]
+        heads = ["text" if name == "text_bytes" else name for name in section.columns]
+        heads.append(f"of {section.of}" if section.of else "")
+        cells = [_cells(row, section) for row in rows]
+        columns = zip(heads, *cells, strict=True)
+        taken = sum(2 + max(map(len, column)) for column in columns) + SHORTEST_BAR
+        limit = max(SHORTEST_LABEL, min(LONGEST_LABEL, options.max_width - taken))
+        table = Table(box=None, pad_edge=False, header_style="")
+        table.add_column(Text(section.title, style="bold"), no_wrap=True)
+        for head in heads:
+            table.add_column(Text(head, style="dim"), justify="right", no_wrap=True)
+        table.add_column("", max_width=LONGEST_BAR)
+        most = max(row.share for row in rows) or 1
+        for row, values in zip(rows, cells, strict=True):
+            table.add_row(Text(_short(row.label, limit)), *values, bar(row.share / most))
+        yield table
+        if len(section.rows) > MOST_ROWS:
+            more = len(section.rows) - MOST_ROWS
+            yield Text(f"and {more} more: --json has all", style="dim")
 
 
-def _short(label: str) -> str:
+def _cells(row: Row, section: Section) -> list[str]:
+    """The numbers of a row, the share behind them."""
+    written = [_written(v, name) for v, name in zip(row.values, section.columns, strict=True)]
+    return [*written, f"{row.share:.1%}" if section.of else ""]
+
+
+def _short(label: str, limit: int) -> str:
     """The end of a long label, which is where paths differ; ``--json`` has all of it."""
-    return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
-
-
-def _rest(rows: Sequence[object]) -> list[Text]:
-    more = len(rows) - MOST_ROWS
-    return [Text(f"and {more} more: --json has all", style="dim")] if more > 0 else []
+    return label if len(label) <= limit else f"…{label[1 - limit :]}"
 
 
 def _written(value: Number | None, column: str) -> str:
