@@ -1,0 +1,186 @@
+"""The 18 identifiers of HIPAA's Safe Harbor (45 CFR 164.514(b)(2)), as far as rules find them.
+
+=== ========================= ==================================================================
+A   names                     behind titles and labels, in front of M.D. and the like
+B   places                    street addresses, PO boxes, city before state and ZIP, labelled ones;
+                              of a ZIP code three digits stay, none in the 17 small areas
+C   dates and ages            of dates the year stays; ages over 89 become 90+
+D-Q numbers, addresses        fax with phone; MRN, health plan, account, licence, plate and device
+                              numbers by their labels; VIN by its check digit; URLs
+P   biometrics, photographs   their mention, and names of image files
+R   any other code            by its label
+=== ========================= ==================================================================
+
+Names in running text, and codes without a label, are beyond rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from toolkit.data.clean import checksums
+from toolkit.data.clean.identifiers import Finder, Found
+
+SMALL_ZIP_AREAS = frozenset(
+    ["036", "059", "063", "102", "203", "556", "692", "790", "821", "823", "830", "831", "878"]
+    + ["879", "884", "890", "893"]
+)
+"""First three digits of ZIP codes of areas with at most 20,000 people (Census 2000, as HHS lists)."""
+
+_NAME = r"[A-Z][a-zA-Z'’-]+|[A-Z]\."
+_NAMES = rf"(?:{_NAME})(?:[ \t]+(?:(?:de|van|von|der|la|di|bin|al)[ \t]+)?(?:{_NAME})){{0,3}}"
+_CREDENTIAL = r"(?:M\.?D|D\.?O|R\.?N|N\.?P|P\.?A(?:-C)?|Ph\.?D|LPN|CRNA|DDS|DPM)\b"
+_LISTED = rf"{_NAMES}(?:,[ \t]*(?!{_CREDENTIAL})(?:{_NAME})(?:[ \t]+(?:{_NAME}))?)?"
+_TITLED = re.compile(
+    rf"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Rev|Sr|Sra|Hr|Fr|Mme)\b\.?[ \t]+({_NAMES})"
+)
+_LABELLED = re.compile(
+    r"\b(?i:patient(?:'s)?(?: name)?|name|first name|last name|surname|attending(?: physician)?"
+    r"|physician|provider|surgeon|nurse|therapist|next of kin|guardian|mother|father|spouse|wife"
+    r"|husband|daughter|son|brother|sister|emergency contact|employer|signed(?: by)?"
+    r"|electronically signed by|dictated by|transcribed by|reviewed by|referred by|pcp|cc)"
+    rf"[ \t]*[:=][ \t]*({_LISTED})"
+)
+_CREDENTIALS = re.compile(
+    rf"\b([A-Z][a-z'’-]+(?:[ \t]+[A-Z]\.?)?(?:[ \t]+[A-Z][a-zA-Z'’-]+)+),?[ \t]+" + _CREDENTIAL
+)
+_STREET = re.compile(
+    r"\b\d{1,6}[A-Z]?[ \t]+(?:[NSEW]\.?[ \t]+)?(?:[A-Z0-9][\w'’.-]*[ \t]+){1,4}"
+    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Way|Place|Pl|Terrace"
+    r"|Ter|Circle|Cir|Highway|Hwy|Parkway|Pkwy|Square|Sq|Trail|Trl)\b\.?"
+    r"(?:,?[ \t]*(?:Apt|Apartment|Suite|Ste|Unit|Room|Rm|Floor|Fl|#)\.?[ \t]*[\w-]+)?"
+    r"|\bP\.?[ \t]?O\.?[ \t]+Box[ \t]+\d+"
+)
+_STATES = (
+    "AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM"
+    "|NY|NC|ND|OH|OK|OR|PA|PR|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY"
+)
+_CITY = re.compile(
+    rf"\b([A-Z][a-zA-Z.'’-]+(?:[ \t][A-Z][a-zA-Z.'’-]+){{0,3}}),[ \t]+(?:{_STATES})\b"
+)
+_LABELLED_PLACE = re.compile(
+    r"\b(?i:city|town|county|precinct|parish|village|hospital|facility|address)[ \t]*[:=][ \t]*([^\n;,<]{2,60})"
+)
+_ZIP = re.compile(
+    rf"(?:\b(?:{_STATES})\.?,?[ \t]+|\b(?i:zip(?:[ -]?code)?)[ \t]*[:=]?[ \t]*)(\d{{5}}(?:-\d{{4}})?)\b"
+)
+_MONTHS = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
+)
+_DAY, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"((?:19|20)\d\d)"
+_DATES = (
+    re.compile(rf"(?<![\w/.-]){_DAY}([/.-]){_DAY}\1(?:{_YEAR}|(\d\d))(?![\w/-]|\.\d)"),
+    re.compile(
+        rf"(?<![\w/.-]){_YEAR}([/.-])(?:0?[1-9]|1[0-2])\2{_DAY}(?:[T ]\d\d:\d\d(?::\d\d)?Z?)?(?![\w/-]|\.\d)"
+    ),
+    re.compile(rf"(?i)\b{_MONTHS}\.?[ \t]+{_DAY}(?:st|nd|rd|th)?(?:,?[ \t]+{_YEAR})?\b(?!\w)"),
+    re.compile(
+        rf"(?i)\b{_DAY}(?:st|nd|rd|th)?[ \t.-]+(?:of[ \t]+)?{_MONTHS}\.?(?:[ \t,-]+{_YEAR})?\b"
+    ),
+    re.compile(rf"(?i)\b{_MONTHS}\.?,?[ \t]+(?:of[ \t]+)?{_YEAR}\b"),
+    re.compile(
+        rf"(?i)\b(?:on|since|until|dated?|dob|admitted|discharged|seen|born|from|through|d/c)[: \t]+"
+        rf"(?P<short>(?:0?[1-9]|1[0-2])/{_DAY})(?![\w/%]|\.\d|[ \t]*mm)"
+    ),
+)
+_AGES = re.compile(
+    r"(?i)\b(9\d|1[0-3]\d)(?=[- ]?(?:years?|yrs?|y)[- .]*(?:old|o\b|/o\b|of age)|[ -]?yo\b|[- ]y/o\b)"
+    r"|\bage[d]?[: \t]+(?:of[ \t]+)?(9\d|1[0-3]\d)\b(?!\+)"
+)
+_VIN = re.compile(r"(?<!\w)[A-HJ-NPR-Z0-9]{17}(?!\w)")
+_URL = re.compile(r"\b(?:https?://|ftp://|www\.)[^\s<>\"')\]]+[^\s<>\"')\].,;:!?]")
+_MENTIONS = {
+    "biometric": re.compile(
+        r"(?i)\b(?:finger|palm|voice|foot)[ -]?prints?\b|\b(?:retina(?:l)?|iris|facial|face)[ -]?"
+        r"(?:scan|recognition|geometry|template)s?\b|\bbiometric\w*(?:[ ]+(?:id|template|record)s?)?"
+    ),
+    "photo": re.compile(
+        r"(?i)\b(?:full[- ]face[ ]+)?photo(?:graph)?s?\b|\b[\w-]+\.(?:jpe?g|png|tiff?|heic|dcm)\b"
+    ),
+}
+_CODE = r"[ \t]*(?i:is|no\.?|number|num|nr\.?|id|#)?[ \t]*[:#=]?[ \t]*#?((?=[\w/-]*\d)[A-Za-z0-9][\w/-]{3,24})\b"
+_LABELS = {
+    "mrn": r"MRN|M\.R\.N\.|medical record(?: number| no\.?)?|chart|hospital (?:no\.?|number)|unit (?:no\.?|number)",
+    "health-plan": r"(?:health plan|member|policy|subscriber|group|insurance|medicare|medicaid|beneficiary|HICN)"
+    r"[ \t]*(?:id|no\.?|number|#)",
+    "account": r"account|acct\.?|invoice|billing (?:no\.?|number|id)",
+    "license": r"(?:driver'?s? )?licen[cs]e|certificate|DEA|NPI|passport",
+    "vehicle": r"VIN|(?:license )?plate|vehicle (?:id|no\.?|number)|registration",
+    "device": r"serial|S/N|SN|device|implant|pacemaker|UDI|lot",
+    "code": r"accession|specimen|encounter|visit|case|study|trial|order|claim|sample|subject|record|patient id|ID",
+}
+
+
+def names(text: str, start: int, stop: int) -> Iterator[Found]:
+    """Names behind titles and labels, and in front of credentials."""
+    for pattern in (_LABELLED, _TITLED, _CREDENTIALS):
+        for match in pattern.finditer(text, start, stop):
+            yield Found(*match.span(1), "name")
+
+
+def places(text: str, start: int, stop: int) -> Iterator[Found]:
+    """Geographic subdivisions smaller than a state."""
+    for match in _STREET.finditer(text, start, stop):
+        yield Found(*match.span(), "address")
+    for pattern in (_CITY, _LABELLED_PLACE):
+        for match in pattern.finditer(text, start, stop):
+            yield Found(*match.span(1), "place")
+    for match in _ZIP.finditer(text, start, stop):
+        first = match.group(1)[:3]
+        kept = "000" if first in SMALL_ZIP_AREAS else first
+        yield Found(*match.span(1), "zip", f"{kept}**")
+
+
+def dates(text: str, start: int, stop: int) -> Iterator[Found]:
+    """All elements of dates but the year, which stays in the tag; ages over 89."""
+    for pattern in _DATES:
+        for match in pattern.finditer(text, start, stop):
+            year = next((g for g in match.groups() if g and g.isdigit()), None)
+            span = match.span("short") if "short" in pattern.groupindex else match.span()
+            yield Found(*span, "date", f"<DATE:{year}>" if year else "<DATE>")
+    for match in _AGES.finditer(text, start, stop):
+        yield Found(*match.span(match.lastindex or 0), "age", "90+")
+
+
+def vehicles(text: str, start: int, stop: int) -> Iterator[Found]:
+    """Vehicle identification numbers with a right check digit."""
+    for match in _VIN.finditer(text, start, stop):
+        if any(map(str.isdigit, match.group())) and checksums.is_vin(match.group()):
+            yield Found(*match.span(), "vehicle")
+
+
+def urls(text: str, start: int, stop: int) -> Iterator[Found]:
+    """Web addresses."""
+    for match in _URL.finditer(text, start, stop):
+        yield Found(*match.span(), "url")
+
+
+def mentions(text: str, start: int, stop: int) -> Iterator[Found]:
+    """That there are biometrics or photographs, and the names of image files."""
+    for kind, pattern in _MENTIONS.items():
+        for match in pattern.finditer(text, start, stop):
+            yield Found(*match.span(), kind)
+
+
+def _labelled(kind: str, labels: str) -> Finder:
+    pattern = re.compile(rf"(?<![\w<])(?i:{labels}){_CODE}")
+
+    def find(text: str, start: int, stop: int) -> Iterator[Found]:
+        for match in pattern.finditer(text, start, stop):
+            yield Found(*match.span(1), kind)
+
+    return find
+
+
+BEFORE: tuple[Finder, ...] = (urls, vehicles)
+"""What is asked before the finders of ``identifiers.py``."""
+BEHIND: tuple[Finder, ...] = (
+    dates,
+    *(_labelled(kind, labels) for kind, labels in _LABELS.items()),
+    places,
+    names,
+    mentions,
+)
+"""What is asked behind them."""
