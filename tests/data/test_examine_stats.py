@@ -27,7 +27,11 @@ INFO = {
     "drops": {"language": 3_700, "gopher_quality": 9_000, "exact_duplicate": 6_000, "none": 0},
     "languages": {"en": 30_100, "de": 820, "fr": 80},
     "pii": {"email": 1_204, "phone": 311},
-    "dedup": {"near": {"clusters": 812, "bands": 14}, "note": "text"},
+    "dedup": {
+        "exact": {"removed": 5_000, "kept": 1_200},
+        "near": {"clusters": 812, "removed": 1_000, "bands": 14, "sizes": {"2": 700}},
+    },
+    "decontamination": {"gsm8k.jsonl": {"items": 1_319, "contaminated": 7, "too_short": 2}},
     "per_source": [
         {"name": f"/data/crawl/with/a/long/path/{i:03}.jsonl.zst", "documents": 9, "tokens": 5 + i}
         for i in range(50)
@@ -85,7 +89,12 @@ def test_sections_add_up_and_are_sorted() -> None:
     assert drops.rows[0].share == 9_000 / 50_000
     assert sum(row.share for row in found["Languages"].rows) == pytest.approx(1)
     assert sum(row.share for row in found["Tokens by source"].rows) == pytest.approx(1)
-    assert {row.label for row in found["Duplicates"].rows} == {"near, clusters", "near, bands"}
+    duplicates = {row.label: row.values for row in found["Duplicates"].rows}
+    assert duplicates["exact duplicates, removed"] == (5_000,)
+    assert duplicates["near duplicates, clusters"] == (812,)
+    assert len(duplicates) == 3
+    (row,) = found["Evaluation data found"].rows
+    assert (row.label, row.values, row.share) == ("gsm8k.jsonl", (1_319, 7, 2), 7 / 1_319)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])

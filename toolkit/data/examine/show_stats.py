@@ -12,6 +12,7 @@ from toolkit.data.examine.statistics import Number, Row, Section, Statistics
 from toolkit.data.examine.terminal import bar, size
 
 MOST_ROWS = 40
+HEADS = {"text_bytes": "text"}
 SHORTEST_LABEL, LONGEST_LABEL = 12, 40
 SHORTEST_BAR, LONGEST_BAR = 6, 48
 
@@ -36,7 +37,7 @@ class _Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         section, rows = self.section, self.section.rows[:MOST_ROWS]
-        heads = ["text" if name == "text_bytes" else name for name in section.columns]
+        heads = [HEADS.get(name, name.replace("_", " ")) for name in section.columns]
         heads.append(f"of {section.of}" if section.of else "")
         cells = [_cells(row, section) for row in rows]
         columns = zip(heads, *cells, strict=True)

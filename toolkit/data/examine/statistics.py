@@ -72,7 +72,8 @@ def sections(info: Mapping[str, Any]) -> Iterator[Section]:
     yield from _tally("Removed, by reason", info.get("drops"), read, "documents read", "documents")
     yield from _tally("Languages", info.get("languages"), None, "documents", "documents")
     yield from _tally("Personal data replaced", info.get("pii"), None, "replacements", "times")
-    yield from _tally("Duplicates", _duplicates(info), None, "", "count")
+    yield from _duplicates(_mapping(info.get("dedup")), read)
+    yield from _evaluations(_mapping(info.get("decontamination")))
     yield from _blend(info)
     yield from _lengths(info)
 
@@ -142,10 +143,28 @@ def _tally(
     yield Section(title, (counted_as,), _by_share(rows), of)
 
 
-def _duplicates(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The whole numbers that deduplication told of itself."""
-    found = _flat(_mapping(info.get("dedup")))
-    return {name.replace("_", " "): value for name, value in found if isinstance(value, int)}
+def _duplicates(dedup: Mapping[str, Any], read: Number) -> Iterator[Section]:
+    """Documents that deduplication removed, and the clusters that they were in."""
+    named = {f"{k} duplicates": _mapping(dedup.get(k)) for k in ("exact", "near")}
+    rows = [
+        Row(f"{name}, {what}", (_number(found[what]),), _number(found[what]) / read if read else 0)
+        for name, found in named.items()
+        for what in ("removed", "clusters")
+        if what in found
+    ]
+    if rows:
+        yield Section("Duplicates", ("count",), tuple(rows), "documents read")
+
+
+def _evaluations(found: Mapping[str, Any]) -> Iterator[Section]:
+    """Items of evaluation data that documents held; the share is of the file's items."""
+    columns = ("items", "contaminated", "too_short")
+    rows = []
+    for name, counts in ((name, _mapping(counts)) for name, counts in found.items()):
+        values = tuple(_number(counts.get(column)) for column in columns)
+        rows.append(Row(str(name), values, values[1] / values[0] if values[0] else 0.0))
+    if rows:
+        yield Section("Evaluation data found", columns, tuple(rows), "items")
 
 
 def _blend(info: Mapping[str, Any]) -> Iterator[Section]:
