@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from toolkit.data.config import SampleBy
-from toolkit.data.files import Source
+from toolkit.data.files import Part, Source
 from toolkit.data.keys import MISSING, getter, key_paths
 from toolkit.data.readers import RecordReader
 from toolkit.data.records import BadRecord, OnBad, Place, Record, key_problem, refuse
-from toolkit.data.shards import Part
 
 
 class Document(NamedTuple):

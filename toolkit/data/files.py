@@ -1,4 +1,4 @@
-"""One source of data and how it is opened: a file, an object behind a URL, or a named data set."""
+"""One source of data, or a part of one: a file, an object behind a URL, a named data set."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Source:
     mtime_ns: int = 0
     """When the file was last written, in nanoseconds; 0 where there is no file."""
     etag: str = ""
-    """What a server says of an object's version; empty for files."""
+    """What a server says of an object's version, or the hub's commit; empty for files."""
     seekable: bool = True
     """Whether it can be read from its middle; some web servers can't."""
 
@@ -54,6 +54,33 @@ class Source:
     def is_remote(self) -> bool:
         """Whether it is an object behind a URL."""
         return self.path is None and self.format not in ("sample", "hub")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A source, or a piece of one that can be read by itself.
+
+    ``start`` and ``stop`` are bytes in files of lines: a part owns the records that *begin* in
+    ``[start, stop)``, wherever they end. They are row groups in parquet files and record batches
+    in arrow files.
+    """
+
+    source: Source
+    start: int = 0
+    stop: int | None = None
+    """None: to the end."""
+    size: int = 0
+    """Bytes on disk, for progress."""
+
+    @classmethod
+    def of(cls, source: Source) -> Part:
+        """All of a source."""
+        return cls(source, size=source.size)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its source."""
+        return self.start == 0 and self.stop is None
 
 
 def format_of(name: str) -> tuple[Format, Compression] | None:

@@ -1,20 +1,18 @@
 """``hf:`` names: datasets folders on disk, and data sets of the Hugging Face hub as streams.
 
-``hf:folder`` is what ``Dataset.save_to_disk`` wrote, or a folder of arrow or parquet files;
-``hf:folder#train`` a split of what ``DatasetDict.save_to_disk`` wrote.
-``hf:owner/name[:config]#split`` is streamed from the hub, by ``datasets``.
+``hf:folder`` is what ``Dataset.save_to_disk`` wrote, or a folder of arrow or parquet files (a copy
+of a repository of the hub); ``hf:folder#train`` a split of what ``DatasetDict.save_to_disk`` wrote,
+or the files of such a folder whose name begins with the split's.
+``hf:owner/name[:config]#split`` is streamed from the hub, by ``datasets``: see ``hub_stream.py``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.remote import network_errors
 from toolkit.errors import DataError
 
 HUB_PREFIX = "hf:"
@@ -67,50 +65,25 @@ def dataset_files(name: str) -> list[Path]:
     parsed = HubName.parse(name)
     folder = parsed.folder
     assert folder is not None
+    split = parsed.split
     if (folder / DICTIONARY).is_file():
-        folder = _split(folder, parsed.split, name)
-    elif parsed.split is not None:
-        raise DataError(f"the folder has no splits (no {DICTIONARY})", where=name)
+        folder, split = _split(folder, split, name), None
     if (folder / STATE).is_file():
         files = [folder / entry["filename"] for entry in _json(folder / STATE, "_data_files")]
     else:
-        files = sorted(f for f in folder.iterdir() if f.suffix in (".arrow", ".parquet"))
-    if not files:
-        hint = f"it lacks a {STATE} with files, and .arrow and .parquet files; see save_to_disk"
-        raise DataError("not a datasets folder, or one without rows", where=name, hint=hint)
-    return files
+        files = sorted(f for f in folder.rglob("*") if f.suffix in (".arrow", ".parquet"))
+    chosen = [f for f in files if split is None or _of_split(f.relative_to(folder), split)]
+    if chosen:
+        return chosen
+    if files:
+        raise DataError(f"none of its files is of a split {split!r}", where=name)
+    hint = f"it lacks a {STATE} with files, and .arrow and .parquet files; see save_to_disk"
+    raise DataError("not a datasets folder, or one without rows", where=name, hint=hint)
 
 
-def stream_hub(name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data set of the hub, as they come.
-
-    Raises:
-        DataError: there is no such data set, configuration or split, or it can't be reached.
-    """
-    import datasets  # takes seconds to import
-
-    parsed = HubName.parse(name)
-    try:
-        rows = datasets.load_dataset(parsed.path, parsed.config, split=parsed.split, streaming=True)
-        yield from rows
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(
-            f"the hub has no such data set, or wants a token: {error}", where=name
-        ) from error
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(str(error), where=name) from error
-    except network_errors() as error:
-        raise DataError(
-            f"the hub can't be reached: {error or type(error).__name__}",
-            where=name,
-            hint=_offline_hint(),
-        ) from error
-
-
-def _offline_hint() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        return "HF_HUB_OFFLINE is set: unset it, or save the data set to disk and name its folder"
-    return "where there is no network, save the data set to disk elsewhere and name its folder"
+def _of_split(file: Path, split: str) -> bool:
+    """Whether the hub would take a file for one of a split: ``train-00000-of-00002.parquet``."""
+    return split in file.parts[:-1] or file.stem == split or file.name.startswith(f"{split}-")
 
 
 def _split(folder: Path, split: str | None, name: str) -> Path:

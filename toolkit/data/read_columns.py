@@ -15,10 +15,9 @@ import pyarrow
 import pyarrow.parquet
 
 from toolkit.data.arrow_stream import ArrowFile
-from toolkit.data.files import Source, check_unchanged, open_file
+from toolkit.data.files import Part, Source, check_unchanged, open_file
 from toolkit.data.records import BadRecord, OnBad, Place, Record, key_problem, utf8_problem
 from toolkit.data.remote import unreadable
-from toolkit.data.shards import Part
 from toolkit.errors import DataError
 
 ROWS_PER_BATCH = 1024

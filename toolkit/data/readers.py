@@ -28,13 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from toolkit.data.config import SampleBy
-from toolkit.data.files import Format, Source
-from toolkit.data.hub import stream_hub
+from toolkit.data.files import Format, Part, Source
 from toolkit.data.read_json import numbered, read_json, read_json_lines
 from toolkit.data.read_text import read_text
 from toolkit.data.records import BadRecord, OnBad, Place, Record, refuse
 from toolkit.data.samples import read_sample
-from toolkit.data.shards import Part
 from toolkit.data.sources import expand
 from toolkit.data.streams import Stream, open_stream
 from toolkit.errors import DataError
@@ -124,7 +122,9 @@ class RecordReader:
         if source.format == "sample":
             return numbered(read_sample(source.name), Place(source.name), self._on_bad)
         if source.format == "hub":
-            return numbered(stream_hub(source.name), Place(source.name), self._on_bad)
+            from toolkit.data.hub_stream import read_hub  # datasets takes seconds to import
+
+            return read_hub(part, self._on_bad)
         if source.format in ("parquet", "arrow"):
             return self._rows(part)
         return self._stream(part)

@@ -224,6 +224,8 @@ def network_errors() -> tuple[type[Exception], ...]:
     """What a network says, by the libraries that are loaded; few of these are OSErrors."""
     names = {
         "aiohttp": ("ClientError",),
+        "httpx": ("HTTPError",),
+        "httpx2": ("HTTPError",),
         "botocore.exceptions": ("BotoCoreError", "ClientError"),
         "gcsfs.retry": ("HttpError",),
         "azure.core.exceptions": ("AzureError",),

@@ -11,36 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.data.config import SampleBy
-from toolkit.data.files import Source
+from toolkit.data.files import Part, Source
+
+__all__ = ["Part", "Shard", "plan_shards"]
 
 SHARD_BYTES = 128 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A source, or a piece of one that can be read by itself.
-
-    ``start`` and ``stop`` are bytes in files of lines: a part owns the records that *begin* in
-    ``[start, stop)``, wherever they end. They are row groups in parquet files and record batches
-    in arrow files.
-    """
-
-    source: Source
-    start: int = 0
-    stop: int | None = None
-    """None: to the end."""
-    size: int = 0
-    """Bytes on disk, for progress."""
-
-    @classmethod
-    def of(cls, source: Source) -> Part:
-        """All of a source."""
-        return cls(source, size=source.size)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of its source."""
-        return self.start == 0 and self.stop is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +37,7 @@ def plan_shards(
     """Cut and group the sources into shards of about ``shard_bytes``; order is kept.
 
     The same sources give the same shards. A shard holds one source at least, so that one file that
-    can't be cut makes a shard of its size.
+    can't be cut makes a shard of its size. Each file of a data set of the hub is a shard.
 
     Args:
         sources: from ``expand``.
@@ -70,13 +45,14 @@ def plan_shards(
         sample_by: what one document is in a ``.txt`` file; whole files are not cut.
 
     Raises:
-        DataError: a parquet or arrow file that can't be read.
+        DataError: a parquet or arrow file that can't be read, or a hub that can't be reached.
     """
     shards: list[Shard] = []
     parts: list[Part] = []
     size = 0
     for part in (part for source in sources for part in cut(source, shard_bytes, sample_by)):
-        if parts and size + part.size > shard_bytes:
+        alone = part.source.format == "hub"  # of unknown size: each of its files is a shard
+        if parts and (size + part.size > shard_bytes or alone):
             shards.append(Shard(len(shards), tuple(parts), size))
             parts, size = [], 0
         parts.append(part)
@@ -88,6 +64,11 @@ def plan_shards(
 
 def cut(source: Source, shard_bytes: int, sample_by: SampleBy = "document") -> list[Part]:
     """The parts of one source, each of at most about ``shard_bytes``, equal in size."""
+    if source.format == "hub":
+        from toolkit.data.hub_stream import count_files  # datasets takes seconds to import
+
+        files = count_files(source.name, source.etag)
+        return list(_parts(source, files, files))
     count = -(-source.size // shard_bytes)
     if count <= 1 or source.compression or not source.seekable:
         return [Part.of(source)]

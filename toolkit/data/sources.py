@@ -134,7 +134,9 @@ def _hub(given: str) -> list[Source]:
     problem = name.problem()
     if problem is not None:
         raise DataError(problem, where=given)
-    return [Source(given, "hub")]
+    from toolkit.data.hub_stream import revision_of  # datasets takes seconds to import
+
+    return [Source(given, "hub", etag=revision_of(given))]
 
 
 def _remote(given: str) -> list[Source]:

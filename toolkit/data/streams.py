@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.data.compression import DAMAGED, decompressed
-from toolkit.data.files import Source, check_unchanged, open_file
+from toolkit.data.files import Part, Source, check_unchanged, open_file
 from toolkit.data.ranges import (
     BYTE_ORDER_MARK,
     RawFile,
@@ -18,7 +18,6 @@ from toolkit.data.ranges import (
 )
 from toolkit.data.records import Place
 from toolkit.data.remote import unreadable
-from toolkit.data.shards import Part
 from toolkit.errors import DataError
 
 BLOCK = 1 << 20
