@@ -26,6 +26,13 @@ RECORDED = (
     "transformers",
     "tokenizers",
     "gigatoken",
+    "sentencepiece",
+    "tiktoken",
+    "orjson",
+    "pyarrow",
+    "ftfy",
+    "py3langid",
+    "resiliparse",
     "trl",
     "peft",
     "accelerate",
@@ -156,9 +163,16 @@ class StageContext:
         return read_artifact(self.path(reference))
 
     def publish(
-        self, built: Path, artifact_type: ArtifactType, info: Mapping[str, Any] | None = None
+        self,
+        built: Path,
+        artifact_type: ArtifactType,
+        info: Mapping[str, Any] | None = None,
+        checksums: Mapping[str, str] | None = None,
     ) -> Artifact:
-        """Make the finished folder ``built`` this stage's artifact. Rank 0 alone calls this."""
+        """Make the finished folder ``built`` this stage's artifact. Rank 0 alone calls this.
+
+        The arguments are those of ``artifacts.publish``.
+        """
         if self.rank != 0:
             raise ToolkitError(f"rank {self.rank} tried to publish; only rank 0 does")
         target = self.folder / "artifact"
@@ -172,6 +186,7 @@ class StageContext:
             parents=[self._parent(i) for i in self.inputs.values()],
             versions=versions(),
             info=info,
+            checksums=checksums,
         )
 
     def _parent(self, source: Input) -> Parent:
