@@ -40,7 +40,7 @@ class Settings(BaseModel):
 class Reference:
     """Marks a string setting that names an artifact: ``Annotated[str, Reference("tokenizer")]``.
 
-    The value is the name of another stage, or a path; with ``samples``, also ``sample:NAME``.
+    The value is the name of another stage, or a path; with ``samples``, also a name of data.
     A reference without types takes files alone (paths and globs), not artifacts.
     """
 
@@ -48,7 +48,7 @@ class Reference:
     files: bool = False
     """Whether the path may be a plain file, folder or glob rather than an artifact's folder."""
     samples: bool = False
-    """Whether a name of the embedded sample data (``sample:python-docs``) is accepted."""
+    """Whether names of data are accepted: ``sample:python-docs``, ``hf:`` names, and URLs."""
 
     @classmethod
     def to(cls, *artifact_types: ArtifactType) -> Reference:
@@ -57,7 +57,7 @@ class Reference:
 
     @classmethod
     def to_data(cls, *artifact_types: ArtifactType) -> Reference:
-        """A reference to files, a ``sample:`` name, or an artifact of one of these types."""
+        """A reference to files, a name of data, or an artifact of one of these types."""
         return cls(types=artifact_types, files=True, samples=True)
 
 
