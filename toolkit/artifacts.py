@@ -197,16 +197,22 @@ def publish(
     parents: Sequence[Parent] = (),
     versions: Mapping[str, str] | None = None,
     info: Mapping[str, Any] | None = None,
+    checksums: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Turn the finished folder ``built`` into the artifact ``target`` by one rename.
 
     Every file is flushed to disk and its checksum recorded first. ``built`` and ``target`` must
     be on one file system, and ``target`` must not exist.
+
+    Args:
+        checksums: SHA-256 by path, of files that another artifact's manifest has already: links to
+            them are not read again.
     """
+    known = checksums or {}
+    names = {p.relative_to(built).as_posix(): p for p in walk(built) if p.name != MANIFEST}
     files = tuple(
-        FileEntry(path=p.relative_to(built).as_posix(), size=p.stat().st_size, sha256=sha256(p))
-        for p in walk(built)
-        if p.name != MANIFEST
+        FileEntry(path=name, size=p.stat().st_size, sha256=known.get(name) or sha256(p))
+        for name, p in names.items()
     )
     artifact = Artifact(
         folder=target,

@@ -14,7 +14,7 @@ from toolkit.data.pack import blend as blend_stage
 from toolkit.data.pack import split as split_stage
 from toolkit.data.pack.config import BlendConfig, SplitConfig
 from toolkit.data.pack.dataset import open_dataset
-from toolkit.errors import DataError
+from toolkit.errors import DataError, ToolkitError
 
 MakeContext = Callable[..., StageContext]
 WEB, CODE = documents(300, 300, 1), documents(100, 300, 2)
@@ -46,7 +46,12 @@ def test_a_blend_links_its_parts_and_has_their_weights(
     assert told == ["0.75", str(artifact.path("00-web/text")), "0.25",
                     str(artifact.path("01-code/text"))]  # fmt: skip
     assert artifact.info["counts"]["written"] == 400
-    artifact.verify()
+    assert artifact.info["eod_id"] == 0 and artifact.info["vocab_size"] == 300
+    artifact.verify()  # the checksums are those of the parts, which are not read again
+    with (parts["web"] / "text.bin").open("r+b") as stream:
+        stream.write(b"damaged")
+    with pytest.raises(ToolkitError, match="checksum differs"):
+        artifact.verify()
 
 
 def test_weights_by_rule(parts: dict[str, Path], stage_context: MakeContext) -> None:
@@ -88,6 +93,26 @@ def test_a_blend_of_blends(parts: dict[str, Path], tmp_path: Path,
     other = make_dataset(tmp_path / "books", {"text": documents(10, 300, 3)}, 300)
     context = stage_context("outer", "blend", inner=inner.folder, books=other)
     assert run(context, weights=[0.5, 0.5]).info["weights"] == [0.125, 0.375, 0.5]
+
+
+def test_packed_datasets_add_up(tmp_path: Path, stage_context: MakeContext) -> None:
+    packed = {
+        name: make_dataset(tmp_path / name, {"text": CODE}, 300, mask=True, packing={
+            "seq_length": 64, "rows": rows, "tokens": 60 * rows, "pad_id": 1, "efficiency": 0.9375
+        })
+        for name, rows in (("a", 10), ("b", 20))
+    }  # fmt: skip
+    packed["b"].joinpath("artifact.json").write_text(
+        packed["b"]
+        .joinpath("artifact.json")
+        .read_text()
+        .replace('"tokens": 1200', '"tokens": 1240')
+    )
+    artifact = run(stage_context("mix", "blend", **packed), weights=[1, 1])
+    assert artifact.info["masks"] == ["00-a/text_loss_mask", "01-b/text_loss_mask"]
+    assert artifact.info["packing"] == {
+        "seq_length": 64, "rows": 30, "tokens": 1840, "pad_id": 1, "efficiency": 0.958333
+    }  # fmt: skip
 
 
 def test_two_tokenizers_are_named(

@@ -70,7 +70,7 @@ def open_corpus(settings: DataSettings, context: StageContext) -> Corpus:
 def _artifact(folder: Path, given: Path | None) -> Corpus:
     found = open_dataset(read_artifact(folder))
     for tokenizer in (found.tokenizer, given):
-        if tokenizer is not None and found.tokenizer_sha256 is not None:
+        if tokenizer is not None:
             _same_tokenizer(tokenizer, found.tokenizer_sha256, folder)
     if found.masks is not None and found.packed_length is None:
         raise DataError(

@@ -21,11 +21,11 @@ from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader, bin_path, idx_path
 from toolkit.data.pack.config import BlendConfig
 from toolkit.data.pack.dataset import TOKENIZER, Dataset, open_dataset
-from toolkit.data.pack.split import CARRIED
 from toolkit.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+ALIKE = ("dtype", "eod_id")
 DATA_PATH = "data_path.txt"
 """For Megatron-LM's ``--data-args-path``: ``0.3 PREFIX 0.7 PREFIX``."""
 PER_SPLIT = "per_split_data_args.json"
@@ -47,9 +47,13 @@ def run(config: BlendConfig, context: StageContext) -> Artifact:
     try:
         first = next(iter(found.values()))
         link_tree(first.tokenizer, built / TOKENIZER)
-        info = _link(found, weights, built)
+        links = _Links(built)
+        for number, (name, dataset) in enumerate(found.items()):
+            folder = f"{number:02}-" + re.sub(r"[^\w.-]", "_", Path(name).name)
+            links.add(dataset, folder, weights[name])
+        info = {**common(list(found.values())), **links.info(), "blend": _account(found, weights)}
         write_data_args(built, context.folder / "artifact", info)
-        return context.publish(built, "dataset", info=info)
+        return context.publish(built, "dataset", info=info, checksums=links.checksums)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
@@ -65,7 +69,7 @@ def refuse_unlike(found: Mapping[str, Dataset]) -> None:
     for other, dataset in others:
         both = f"{name} ({first.folder}) and {other} ({dataset.folder})"
         if dataset.tokenizer_sha256 != first.tokenizer_sha256:
-            prints = [str(d.tokenizer_sha256)[:12] for d in (first, dataset)]
+            prints = [d.tokenizer_sha256[:12] for d in (first, dataset)]
             raise DataError(
                 f"{both} were made with different tokenizers: {prints[0]} and {prints[1]}",
                 hint="tokenize both with one tokenizer",
@@ -114,54 +118,80 @@ def _documents(prefix: Path) -> float:
     return float(IndexedReader(prefix).header.documents)
 
 
-def _link(found: Mapping[str, Dataset], weights: dict[str, float], built: Path) -> dict[str, Any]:
-    """Link every pair to ``NN-NAME/...``; returns the ``info``."""
-    prefixes: list[str] = []
-    masks: list[str] = []
-    shares: list[float] = []
-    splits: dict[str, list[str]] = {}
-    for number, (name, dataset) in enumerate(found.items()):
-        folder = f"{number:02}-" + re.sub(r"[^\w.-]", "_", Path(name).name)
+class _Links:
+    """The pairs of a blend, linked to ``NN-NAME/...``, and what is to be said of them."""
+
+    def __init__(self, built: Path) -> None:
+        self._built = built
+        self.checksums: dict[str, str] = {}
+        """Of the linked files, as their own artifacts have them."""
+        self._weights: dict[str, float] = {}
+        self._masks: list[str] = []
+        self._splits: dict[str, list[str]] = {}
+
+    def add(self, dataset: Dataset, folder: str, weight: float) -> None:
+        """Link a dataset's pairs, and divide its weight among those of each part."""
         for part, own in (dataset.splits or {"": dataset.prefixes}).items():
-            inner = _inner_weights(dataset, own)
+            inner = {p: dataset.weight_of(p) or _tokens(p) for p in own}
+            total = sum(inner.values()) or 1
             for prefix in own:
-                linked = _link_pair(prefix, dataset, built, folder)
-                prefixes.append(linked)
-                shares.append(weights[name] * inner[prefix])
-                splits.setdefault(part, []).append(linked)
+                name = self._link(prefix, dataset, folder)
+                self._weights[name] = weight * inner[prefix] / total
+                self._splits.setdefault(part, []).append(name)
                 if (mask := dataset.mask_of(prefix)) is not None:
-                    masks.append(_link_pair(mask, dataset, built, folder))
-    first = next(iter(found.values()))
-    counts = [dataset.info.get("counts", {}) for dataset in found.values()]
-    return {
-        **{key: first.info[key] for key in CARRIED if key in first.info},
-        "prefixes": prefixes,
-        "weights": shares,
-        **({"masks": masks} if masks else {}),
-        **({} if "" in splits else {"splits": splits}),
-        "blend": [
-            {"name": n, "weight": weights[n], "folder": str(d.folder)} for n, d in found.items()
-        ],
-        "counts": {
-            key: sum(count.get(key, 0) for count in counts) for key in ("read", "written", "tokens")
-        },
+                    self._masks.append(self._link(mask, dataset, folder))
+
+    def info(self) -> dict[str, Any]:
+        """Prefixes, weights, masks and splits."""
+        return {
+            "prefixes": list(self._weights),
+            "weights": list(self._weights.values()),
+            **({"masks": self._masks} if self._masks else {}),
+            **({} if "" in self._splits else {"splits": self._splits}),
+        }
+
+    def _link(self, prefix: Path, dataset: Dataset, folder: str) -> str:
+        inner = prefix.relative_to(dataset.folder).as_posix()
+        (self._built / folder / inner).parent.mkdir(parents=True, exist_ok=True)
+        for path in (bin_path(prefix), idx_path(prefix)):
+            own = path.relative_to(dataset.folder).as_posix()
+            link_or_copy(path, self._built / folder / own)
+            if own in dataset.checksums:
+                self.checksums[f"{folder}/{own}"] = dataset.checksums[own]
+        return f"{folder}/{inner}"
+
+
+def common(found: Sequence[Dataset]) -> dict[str, Any]:
+    """What is true of all the datasets: what they agree on, and the sums of what they count."""
+    first, *others = (dataset.info for dataset in found)
+    shared = {
+        key: first[key]
+        for key in ALIKE
+        if key in first and all(first[key] == o.get(key) for o in others)
     }
+    info = {**shared, "vocab_size": max(int(dataset.info["vocab_size"]) for dataset in found)}
+    info["tokenizer_sha256"] = found[0].tokenizer_sha256
+    info["counts"] = _summed([dataset.info.get("counts", {}) for dataset in found])
+    if found[0].packed_length is not None:
+        packing = _summed([dataset.info["packing"] for dataset in found])
+        room = packing.get("rows", 0) * found[0].packed_length
+        efficiency = round(packing.get("tokens", 0) / room, 6) if room else None
+        settings = {"seq_length": found[0].packed_length, "efficiency": efficiency}
+        info["packing"] = {**first["packing"], **packing, **settings}
+    return info
 
 
-def _inner_weights(dataset: Dataset, prefixes: Sequence[Path]) -> dict[Path, float]:
-    """How a dataset's share is divided among its own pairs of one part."""
-    raw = {p: dataset.weight_of(p) or _tokens(p) for p in prefixes}
-    total = sum(raw.values())
-    return {prefix: weight / total if total else 0.0 for prefix, weight in raw.items()}
+def _summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Whole numbers, added up."""
+    names = [n for n, value in counts[0].items() if isinstance(value, int) and n != "pad_id"]
+    return {name: sum(int(count.get(name, 0)) for count in counts) for name in names}
 
 
-def _link_pair(prefix: Path, dataset: Dataset, built: Path, folder: str) -> str:
-    name = f"{folder}/{prefix.relative_to(dataset.folder).as_posix()}"
-    target = built / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(bin_path(prefix), bin_path(target))
-    link_or_copy(idx_path(prefix), idx_path(target))
-    return name
+def _account(found: Mapping[str, Dataset], weights: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "weight": weights[name], "folder": str(dataset.folder)}
+        for name, dataset in found.items()
+    ]
 
 
 def write_data_args(built: Path, final: Path, info: Mapping[str, Any]) -> None:

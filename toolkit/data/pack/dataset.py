@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import Artifact
+from toolkit.artifacts import Artifact, sha256
 from toolkit.errors import DataError
 
 TOKENIZER = "tokenizer"
@@ -27,6 +27,8 @@ class Dataset:
     """Loss masks, parallel to ``prefixes``."""
     splits: Mapping[str, tuple[Path, ...]] | None = None
     """By ``train``, ``valid`` and ``test``: the prefixes of each."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of its files, by path in the folder."""
 
     @property
     def tokenizer(self) -> Path:
@@ -34,10 +36,19 @@ class Dataset:
         return self.folder / TOKENIZER
 
     @property
-    def tokenizer_sha256(self) -> str | None:
-        """Of its ``tokenizer.json``; None in a dataset that some other program described."""
-        found = self.info.get("tokenizer_sha256")
-        return None if found is None else str(found)
+    def tokenizer_sha256(self) -> str:
+        """Of the tokenizer that made the tokens, as recorded, or else of the one in the folder.
+
+        Raises:
+            DataError: neither is there.
+        """
+        recorded = self.info.get("tokenizer_sha256")
+        if recorded is not None:
+            return str(recorded)
+        path = self.tokenizer / "tokenizer.json"
+        if not path.is_file():
+            raise DataError("no such file: nothing tells the tokens' tokenizer", where=str(path))
+        return sha256(path)
 
     @property
     def packed_length(self) -> int | None:
@@ -76,6 +87,7 @@ def open_dataset(artifact: Artifact) -> Dataset:
         splits=None
         if splits is None
         else {part: tuple(artifact.path(n) for n in names) for part, names in splits.items()},
+        checksums={entry.path: entry.sha256 for entry in artifact.files},
     )
     _check(found)
     return found
