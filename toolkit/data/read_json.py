@@ -15,6 +15,7 @@ from toolkit.errors import DataError
 
 def read_json_lines(lists: Iterable[list[bytes]], place: Place, on_bad: OnBad) -> Iterator[Record]:
     """The objects of lines; blank lines are no records, and a bad line loses only itself."""
+    new = tuple.__new__  # faster than Record(...), which short lines feel
     first = 1
     for lines in lists:
         for number, line in enumerate(lines, first):
@@ -25,7 +26,7 @@ def read_json_lines(lists: Iterable[list[bytes]], place: Place, on_bad: OnBad) -
                     on_bad(BadRecord(place.where(number), json_problem(line, error), line))
                 continue
             if type(value) is dict:
-                yield Record(value, place, number)
+                yield new(Record, (value, place, number))
             else:
                 on_bad(BadRecord(place.where(number), not_an_object(value), line))
         first += len(lines)

@@ -104,10 +104,12 @@ class RecordReader:
         """
         self._finished = 0
         for part in self._parts:
-            before, record = self._met, None
-            for record in self._read(part):
-                yield record
-            if record is None and self._met == before and part.is_whole:
+            before, records = self._met, self._read(part)
+            first = next(records, None)
+            if first is not None:
+                yield first
+                yield from records
+            elif self._met == before and part.is_whole:
                 raise DataError("the file holds no records", where=part.source.name)
             self._finished += part.size
             self._position = int
