@@ -225,9 +225,13 @@ def test_weights_make_a_blend(begin: Callable[..., Any], corpus: Path) -> None:
         {"source": str(corpus / "b.jsonl"), "weight": 3, "name": "bees"},
         {"source": str(corpus / "a.jsonl"), "weight": 1},
     ]
-    info = tokenize.run(*begin(sources=sources)).info
+    built = tokenize.run(*begin(sources=sources))
+    info = built.info
     assert info["prefixes"] == ["00_bees_text_document", "01_a.jsonl_text_document"]
     assert info["weights"] == [0.75, 0.25]
+    pairs = built.path("data_path.txt").read_text().split()
+    assert pairs[::2] == ["0.75", "0.25"]
+    assert [Path(f"{p}.idx").is_file() for p in pairs[1::2]] == [True, True]
     assert [s["documents"] for s in info["per_source"]] == [400, 3]
     assert sum(s["tokens"] for s in info["per_source"]) == info["counts"]["tokens"]
 
@@ -241,6 +245,9 @@ def test_shards_may_stay_as_they_are(begin: Callable[..., Any]) -> None:
     ]
     parts = [built.path(f"{prefix}.bin").read_bytes() for prefix in built.info["prefixes"]]
     assert b"".join(parts) == merged.path("text_document.bin").read_bytes()
+    sizes = [len(part) for part in parts]
+    assert built.info["weights"] == pytest.approx([size / sum(sizes) for size in sizes])
+    assert not merged.path("data_path.txt").exists()
 
 
 def test_every_key_becomes_a_dataset(begin: Callable[..., Any], tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ class TokenizeConfig(StageConfig):
     )
     output: Literal["merged", "shards"] = Field(
         default="merged",
-        description="One .bin/.idx pair, or a pair for each shard, which pretrain blends.",
+        description="One .bin/.idx pair, or a pair for each shard, which pretrain blends, as "
+        "Megatron-LM does with --data-args-path data_path.txt.",
     )
     backend: Annotated[
         Literal["auto", "gigatoken", "tokenizers", "sentencepiece", "tiktoken"], Operational()

@@ -52,7 +52,7 @@ def describe(
         "backend": plan.recipe.backend,
         "backend_reason": plan.reason,
     }
-    if any(group.weight is not None for group in plan.groups):
+    if config.output == "shards" or any(group.weight for group in plan.groups):
         info["weights"] = weights(plan.groups, prefixes, built)
     return info
 
@@ -95,7 +95,7 @@ def weights(
     found = []
     for group in groups:
         tokens = [_tokens(built / name) for name in prefixes[group.name]]
-        found += [(group.weight or 0.0) * n / max(1, sum(tokens)) for n in tokens]
+        found += [(group.weight or 1.0) * n / max(1, sum(tokens)) for n in tokens]
     return found
 
 

@@ -19,6 +19,7 @@ from toolkit.context import StageContext
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.dataset_info import describe
 from toolkit.data.merge import merge_indexed
+from toolkit.data.pack.blend import write_data_args
 from toolkit.data.tasks import (
     TaskResult,
     checksum,
@@ -71,6 +72,8 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
         prefixes = _assemble(config, plan, done, built)
         bad = _join_quarantines(done, built / QUARANTINE)
         info = describe(config, plan, done, prefixes, built, tokenizer)
+        if "weights" in info:
+            write_data_args(built, context.folder / "artifact", info)
         artifact = context.publish(built, "dataset", info=info)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
