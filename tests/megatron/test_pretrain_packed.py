@@ -1,12 +1,15 @@
 """Packed rows in pretraining: examples don't see each other, and the mask decides what counts."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from pretrain_runs import (
     GPT2,
     LLAMA,
@@ -27,6 +30,7 @@ from toolkit.data.pack.bestfit import pack
 from toolkit.data.pack.examples import Pair, documents_of
 from toolkit.data.pack.rows import mask_prefix, write_rows
 from toolkit.errors import DataError
+from toolkit.megatron import step
 from toolkit.megatron.batches import FILLER, Samples, load_batches
 from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.megatron.corpus import open_corpus
@@ -173,10 +177,36 @@ def test_a_split_dataset_gives_each_part_its_own_rows(tmp_path: Path) -> None:
         build(folder, tmp_path / "other", split="9,1")
 
 
+def attend_to_own_example(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    packed_seq_params: PackedSeqParams,
+    **options: Any,
+) -> torch.Tensor:
+    """What TransformerEngine's attention does with (tokens, heads, channels), in plain torch."""
+    assert attention_mask is None and packed_seq_params.qkv_format == "thd"
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    bounds = packed_seq_params.cu_seqlens_q.tolist()
+    assert bounds[0] == 0 and bounds[-1] == len(query)
+    found = []
+    for first, last in pairwise(bounds):
+        assert last - first <= packed_seq_params.max_seqlen_q
+        own = (t[first:last].transpose(0, 1) for t in (query, key, value))
+        attended = torch.nn.functional.scaled_dot_product_attention(*own, is_causal=True)
+        found.append(attended.transpose(0, 1))
+    return torch.cat(found).flatten(1)
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["dense", "thd"])
 @pytest.mark.parametrize("model", [LLAMA, GPT2], ids=["rope", "learned"])
 def test_the_loss_of_packed_rows_is_that_of_the_examples_alone(
-    tmp_path: Path, model: dict[str, Any]
+    tmp_path: Path, model: dict[str, Any], joined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a dense mask; and as on a GPU, all but the kernel: one long row and its bounds."""
     folder = make_packed(tmp_path / "packed", {"text_document": 80})
     settings = config(data=str(folder), model=model, split="1", micro_batch_size=4)
     corpus = open_corpus(settings, StageContext("base", "pretrain", tmp_path / "work", "test"))
@@ -186,7 +216,11 @@ def test_the_loss_of_packed_rows_is_that_of_the_examples_alone(
         indices = [[0, 1, 2, 3], [4, 5, 6, 7]]
         batches = load_batches(Samples(samples, VOCAB), indices, CPU)
         with torch.no_grad():
-            packed = run_schedule(training, [batches], forward_only=True)
+            with monkeypatch.context() as patch:
+                if joined:
+                    patch.setattr(step, "joins_rows", lambda device: True)
+                    patch.setattr(DotProductAttention, "forward", attend_to_own_example)
+                packed = run_schedule(training, [batches], forward_only=True)
             alone = sum(
                 (losses_alone(training.models[0], samples[n]) for n in range(8)),
                 torch.zeros(2, dtype=torch.float64),

@@ -135,6 +135,12 @@ def cumulative_lengths(samples: list[dict[str, Tensor]]) -> Tensor:
     return torch.cumsum(lengths, dim=0, dtype=torch.int32)
 
 
+def joins_rows(device: torch.device) -> bool:
+    """Whether the attention on ``device`` is TransformerEngine's, which takes a microbatch of
+    packed rows as one long row and its ``cu_seqlens``; the CPU's takes a dense mask."""
+    return device.type == "cuda"
+
+
 def examples_apart(position_ids: Tensor) -> Tensor:
     """The mask of what must not be attended to, for attention that takes a dense one.
 

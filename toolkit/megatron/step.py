@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from toolkit.megatron.batches import Batch
 from toolkit.megatron.guards import LossGuard, Verdict
 from toolkit.megatron.optimizer import NonFiniteGradient
-from toolkit.megatron.packed import examples_apart, packed_sequences
+from toolkit.megatron.packed import examples_apart, joins_rows, packed_sequences
 from toolkit.megatron.setup import Training
 
 BatchIterators = Sequence[Iterator[Batch]]
@@ -64,11 +64,11 @@ def run_schedule(training: Training, batches: BatchIterators, *, forward_only: b
         on the ranks that have no loss.
     """
     config = training.config
-    # On a GPU packed rows go through the model as one long row.
-    joined = training.packed and training.device.type == "cuda"
+    joined = training.packed and joins_rows(training.device)
     rows = config.micro_batch_size
+    step = functools.partial(forward_step, packed=training.packed, joined=joined)
     outputs = training.forward_backward(
-        forward_step_func=functools.partial(forward_step, packed=training.packed),
+        forward_step_func=step,
         data_iterator=list(batches) if len(batches) > 1 else batches[0],
         model=training.chunks if len(batches) > 1 else training.chunks[0],
         num_microbatches=training.layout.num_microbatches,
@@ -81,18 +81,21 @@ def run_schedule(training: Training, batches: BatchIterators, *, forward_only: b
     return torch.stack([o["loss"] for o in outputs]).sum(dim=0, dtype=torch.float64)
 
 
-def forward_step(batches: Iterator[Batch], model: Any, packed: bool = False) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: Any, packed: bool = False, joined: bool = False
+) -> tuple[Tensor, Any]:
     """Megatron's ``forward_step_func``: this chunk's output, and the function to its loss.
 
     Args:
         batches: asked for one, where this chunk needs it.
         model: the chunk.
         packed: whether rows hold several examples, which every chunk must keep apart.
+        joined: whether packed rows go through the model as one long row.
     """
     first = get_attr_wrapped_model(model, "pre_process")
     last = get_attr_wrapped_model(model, "post_process")
     batch = next(batches) if first or last or packed else None
-    inputs, attention = _inputs(batch)
+    inputs, attention = _inputs(batch, joined)
     output = model(
         input_ids=inputs.tokens if inputs and first else None,
         position_ids=inputs.position_ids if inputs and first else None,
@@ -102,19 +105,19 @@ def forward_step(batches: Iterator[Batch], model: Any, packed: bool = False) -> 
     return output, functools.partial(masked_loss, batch.loss_mask) if batch else masked_loss
 
 
-def _inputs(batch: Batch | None) -> tuple[Batch | None, dict[str, Any]]:
-    """A microbatch as the attention of its device takes it, and what tells examples apart.
+def _inputs(batch: Batch | None, joined: bool) -> tuple[Batch | None, dict[str, Any]]:
+    """A microbatch as the model takes it, and what tells the attention its examples apart.
 
     Without packed rows the attention makes its causal mask by itself.
     """
     if batch is None or batch.cu_seqlens is None:
         return batch, {"attention_mask": None}
-    if not batch.tokens.is_cuda:
+    if not joined:
         return batch, {"attention_mask": examples_apart(batch.position_ids)}
     names = ("tokens", "labels", "position_ids")
-    joined = replace(batch, **{name: getattr(batch, name).view(1, -1) for name in names})
+    row = replace(batch, **{name: getattr(batch, name).view(1, -1) for name in names})
     params = packed_sequences(batch.cu_seqlens, batch.tokens.shape[1])
-    return joined, {"attention_mask": None, "packed_seq_params": params}
+    return row, {"attention_mask": None, "packed_seq_params": params}
 
 
 def masked_loss(
