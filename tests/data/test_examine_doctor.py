@@ -13,8 +13,9 @@ import xxhash
 from planted import EOD, VOCABULARY, artifact, documents, files, flip, swap, write, write_tokenizer
 
 from toolkit.artifacts import MANIFEST
+from toolkit.data.examine.content_checks import _blocks
 from toolkit.data.examine.doctor import examine
-from toolkit.data.examine.findings import Finding
+from toolkit.data.examine.findings import Damage, Finding
 from toolkit.data.examine.locate import locate
 from toolkit.data.examine.structure import Examination
 from toolkit.data.indexed import HEADER, IndexedReader, IndexedWriter, bin_path, idx_path
@@ -324,6 +325,14 @@ def test_half_a_dataset(tmp_path: Path) -> None:
     bad = failure(tmp_path / "a")
     assert bad is not None and bad.detail == "no such file; a.bin is there without it"
     data.unlink()
+
+
+def test_a_disk_that_does_not_give_the_tokens_is_named_with_the_offset() -> None:
+    with pytest.raises(Damage) as caught:
+        list(_blocks(Path("/proc/self/mem"), 2))  # nothing is mapped at address 0
+    place = caught.value.finding.place
+    assert place is not None and (place.file, place.offset) == ("mem", 0)
+    assert "can't be read: Input/output error" in caught.value.finding.detail
 
 
 def test_a_mask_of_other_tokens(tmp_path: Path) -> None:

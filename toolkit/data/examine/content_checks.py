@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,29 @@ def check_tokens(
 
 
 def _blocks(path: Path, itemsize: int) -> Iterator[memoryview]:
-    """The file in blocks of whole tokens, all in one buffer."""
+    """The file in blocks of whole tokens, all in one buffer.
+
+    Raises:
+        Damage: the disk can't give a part of it.
+    """
     buffer = memoryview(bytearray(BLOCK - BLOCK % itemsize))
     with path.open("rb", buffering=0) as stream:
         filled = 0
-        while count := stream.readinto(buffer[filled:]):
+        while count := _read_into(stream, buffer[filled:], path.name):
             filled += count
             if filled == len(buffer):
                 yield buffer
                 filled = 0
         if filled:
             yield buffer[:filled]
+
+
+def _read_into(stream: FileIO, buffer: memoryview, name: str) -> int:
+    try:
+        return stream.readinto(buffer)
+    except OSError as error:
+        place = Place(name, stream.tell())
+        raise Damage("tokens", f"can't be read: {error.strerror}", place) from error
 
 
 def _look_at(

@@ -49,6 +49,9 @@ def collect(dataset: Dataset, checks: Iterator[Finding]) -> Examination:
                 break
     except Damage as damage:
         found.append(damage.finding)
+    except OSError as error:
+        place = Place(Path(error.filename or dataset.prefix).name)
+        found.append(Finding("files", "fail", f"can't be read: {error.strerror}", place))
     data = bin_path(dataset.prefix)
     size = data.stat().st_size if data.is_file() else 0
     return Examination(dataset.name, tuple(found), size, time.monotonic() - started)
