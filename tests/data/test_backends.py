@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from some_tokenizers import GIGATOKEN_HAS, KINDS, make, sentencepiece
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from toolkit.data.backends import choose_backend
 from toolkit.data.encoders import Encoded, GigatokenEncoder
@@ -43,7 +43,7 @@ def test_the_library_can_be_asked_for(kind: str, tokenizers: dict[str, Tokenizer
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("word-piece", 'doesn\'t take this tokenizer (Unsupported model type "WordPiece"'),
+        ("other word piece", 'doesn\'t take this tokenizer (Unsupported model type "WordPiece"'),
         ("sentencepiece-unigram", "doesn't take this tokenizer (only BPE sentencepiece models"),
         ("lower case", "doesn't take this tokenizer (Unsupported normalizer type"),
         ("other pattern", r"doesn't take this tokenizer (it does not split by the pattern '\\w+|"),
@@ -73,6 +73,11 @@ def test_a_tokenizer_it_lacks_falls_back_with_one_line_that_says_why(
 def changed(kind: str, tokenizers: dict[str, TokenizerFolder], tmp_path: Path) -> TokenizerFolder:
     if kind == "no byte fallback":
         return open_tokenizer(sentencepiece(tmp_path, "bpe", byte_fallback=False))
+    if kind == "other word piece":
+        tokenizer = Tokenizer.from_str(tokenizers["word-piece"].json)
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        return open_tokenizer(tmp_path)
     if kind == "lower case":
         tokenizer = Tokenizer.from_str(tokenizers["byte-level"].json)
         tokenizer.normalizer = normalizers.Lowercase()
@@ -82,6 +87,19 @@ def changed(kind: str, tokenizers: dict[str, TokenizerFolder], tmp_path: Path) -
     (tmp_path / "own.tiktoken").write_bytes(ranks)
     (tmp_path / "tiktoken.json").write_text(r'{"pattern": "\\w+|\\W"}')
     return open_tokenizer(tmp_path)
+
+
+def test_berts_word_piece(
+    tokenizers: dict[str, TokenizerFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizers["word-piece"]
+    name, why = choose_backend(tokenizer, ["Some words"])
+    assert name == "word-piece"
+    assert why.startswith("equal to tokenizers on ")
+    assert not caplog.messages
+    with pytest.raises(ToolkitError, match=r"backend gigatoken can't be used.*WordPiece"):
+        choose_backend(tokenizer, ["Some words"], "gigatoken")
+    assert choose_backend(tokenizer, ["a"], parse_special_tokens=True)[0] == "tokenizers"
 
 
 def test_one_wrong_token_in_one_document_is_enough_to_fall_back(

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, make, texts
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
-from toolkit.data import encoders
+from toolkit.data import encoders, word_piece
 from toolkit.data.backends import HARD_TEXTS, probe_texts
 from toolkit.data.encoders import (
     SEPARATOR,
@@ -30,7 +30,8 @@ from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
 from toolkit.errors import ToolkitError
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY = [(kind, False) for kind in KINDS] + [(kind, True) for kind in GIGATOKEN_HAS]
+FAST = {**dict.fromkeys(GIGATOKEN_HAS, "gigatoken"), "word-piece": "word-piece"}
+EVERY = [(kind, False) for kind in KINDS] + [(kind, True) for kind in FAST]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerF
 
 @pytest.fixture(scope="module")
 def opened(tokenizers: dict[str, TokenizerFolder]) -> dict[tuple[str, bool], Encoder]:
-    """Every kind's encoder, by its own library and (True) by gigatoken."""
+    """Every kind's encoder, by its own library and (True) by what is faster."""
     return {
-        (kind, fast): open_encoder(t, "gigatoken" if fast else t.library)
+        (kind, fast): open_encoder(t, FAST[kind] if fast else t.library)
         for kind, fast in EVERY
         for t in [tokenizers[kind]]
     }
@@ -176,6 +177,50 @@ def byte_level_json(tokenizers: dict[str, TokenizerFolder]) -> str:
 def folder_of(tmp_path: Path, tokenizer: Tokenizer) -> TokenizerFolder:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lowercase": False}, {"strip_accents": False}])
+def test_word_pieces_of_hard_texts(
+    changes: dict[str, bool], tokenizers: dict[str, TokenizerFolder], tmp_path: Path
+) -> None:
+    raw = json.loads(tokenizers["word-piece"].json or "")
+    raw["normalizer"] |= changes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    folder = open_tokenizer(tmp_path)
+    every = "".join(chr(code) for code in range(0x3100) if code % 3 or code < 0x250)
+    spaced = " ".join(every)
+    batch = [
+        every,
+        spaced,
+        "a\x0bb\x1cc\x85d",
+        "\u4e2d\u6587 mixed\u3000text",
+        "x" * 99 + " " + "y" * 101,
+    ]
+    batch += [
+        "unaffable\u0301 \u0130stanbul STRASSE \u1e9e",
+        "tab\tnew\r\nline\x00",
+        "\xa0a\xa0",
+        "a\u200bb",
+    ]
+    expected = oracle(folder)
+    encoder = open_encoder(folder, "word-piece")
+    for _ in range(2):
+        assert_gives(encoder.encode_batch(batch), [expected(text) for text in batch])
+
+
+def test_word_pieces_forget(
+    tokenizers: dict[str, TokenizerFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(word_piece, "LIMIT", 5)
+    monkeypatch.setattr(word_piece, "LONGEST", 8)
+    encoder = open_encoder(tokenizers["word-piece"], "word-piece")
+    expected = oracle(tokenizers["word-piece"])
+    batch = [f"word{i} na\u00efve{i} and averylongword{i}" for i in range(40)]
+    assert_gives(encoder.encode_batch(batch), [expected(text) for text in batch])
+    inner = encoder._words  # type: ignore[attr-defined]
+    assert 0 < len(inner._words) <= 5
+    assert 0 < len(inner._others) <= 5
+    assert max(map(len, inner._words)) <= 8
 
 
 def test_text_that_is_an_added_but_no_special_token(

@@ -1,4 +1,5 @@
-"""Which library encodes: gigatoken where its tokens are those of the tokenizer's own, else that.
+"""What encodes: gigatoken, or our WordPiece, where its tokens are those of the tokenizer's own
+library, else that library.
 
 One process probes and hands the name to the others, which open their encoder with it.
 """
@@ -10,7 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toolkit.data.encoders import Encoder, Unsupported, open_encoder, open_gigatoken
+from toolkit.data.encoders import (
+    Encoder,
+    GigatokenEncoder,
+    Unsupported,
+    WordPieceEncoder,
+    open_encoder,
+)
 from toolkit.data.tokenizer_folder import TokenizerFolder
 from toolkit.errors import ToolkitError
 
@@ -62,18 +69,21 @@ def choose_backend(
     if backend == tokenizer.library:
         return backend, "asked for"
     texts = probe_texts(tokenizer, documents)
-    why_not = _why_not(tokenizer, reference, texts, parse_special_tokens)
-    if not why_not:
-        return "gigatoken", f"equal to {tokenizer.library} on {len(texts)} probe texts"
+    why_not = []
+    for fast in (GigatokenEncoder.name, WordPieceEncoder.name)[: 1 if backend != "auto" else 2]:
+        problem = _problem(tokenizer, fast, reference, texts, parse_special_tokens)
+        if problem is None:
+            return fast, f"equal to {tokenizer.library} on {len(texts)} probe texts"
+        why_not.append(problem)
     if backend == "gigatoken":
         raise ToolkitError(
-            f"backend gigatoken can't be used: {why_not}",
+            f"backend gigatoken can't be used: {why_not[0]}",
             hint=f"set backend: auto or {tokenizer.library}",
         )
     logger.warning(
-        "falling back from gigatoken to %s, which is slower: %s", tokenizer.library, why_not
+        "falling back from gigatoken to %s, which is slower: %s", tokenizer.library, why_not[0]
     )
-    return tokenizer.library, f"gigatoken can't be used: {why_not}"
+    return tokenizer.library, f"gigatoken can't be used: {why_not[0]}"
 
 
 def probe_texts(tokenizer: TokenizerFolder, documents: Sequence[str]) -> list[str]:
@@ -84,12 +94,16 @@ def probe_texts(tokenizer: TokenizerFolder, documents: Sequence[str]) -> list[st
     return [*HARD_TEXTS, *literals, *beginnings]
 
 
-def _why_not(
-    tokenizer: TokenizerFolder, reference: Encoder, texts: list[str], parse_special_tokens: bool
-) -> str:
-    """What is wrong with gigatoken, or nothing."""
+def _problem(
+    tokenizer: TokenizerFolder,
+    backend: str,
+    reference: Encoder,
+    texts: list[str],
+    parse_special_tokens: bool,
+) -> str | None:
+    """What is wrong with a backend for this tokenizer."""
     try:
-        fast = open_gigatoken(tokenizer, parse_special_tokens=parse_special_tokens)
+        fast = open_encoder(tokenizer, backend, parse_special_tokens=parse_special_tokens)
         return _difference(reference, fast, texts)
     except ImportError as error:
         return f"not installed ({error})"
@@ -97,13 +111,13 @@ def _why_not(
         return f"it doesn't take this tokenizer ({str(error).partition(chr(10))[0]})"
 
 
-def _difference(reference: Encoder, other: Encoder, texts: list[str]) -> str:
-    """What the first text is that two encoders encode differently; nothing where none is."""
+def _difference(reference: Encoder, other: Encoder, texts: list[str]) -> str | None:
+    """What the first text is that two encoders encode differently."""
     expected, found = reference.encode_batch(texts), other.encode_batch(texts)
     if np.array_equal(expected.lengths, found.lengths) and np.array_equal(
         expected.tokens, found.tokens
     ):
-        return ""
+        return None
     for text in texts:
         one, two = reference.encode_batch([text]).tokens, other.encode_batch([text]).tokens
         if not np.array_equal(one, two):

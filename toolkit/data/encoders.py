@@ -1,4 +1,4 @@
-"""Text to token ids, by gigatoken or by the tokenizer's own library.
+"""Text to token ids, by gigatoken, by our WordPiece, or by the tokenizer's own library.
 
 A special token that stands literally in a text stays text: ``<|endoftext|>`` in a document is
 encoded as those thirteen characters. Nothing is added before or after a text. Each encoder works
@@ -92,6 +92,29 @@ class TokenizersEncoder:
         """Encode texts; threads as ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS`` say."""
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return joined([np.array(encoding.ids, np.uint32) for encoding in found])
+
+
+class WordPieceEncoder:
+    """BERT's WordPiece by ``tokenizers``, each word once: see ``word_piece.py``.
+
+    Raises:
+        Unsupported: the tokenizer is another, or special tokens are to be found in texts.
+    """
+
+    name = "word-piece"
+
+    def __init__(self, tokenizer_json: str | None, *, parse_special_tokens: bool = False) -> None:
+        from toolkit.data.word_piece import WordPiece, is_bert
+
+        if parse_special_tokens or tokenizer_json is None or not is_bert(tokenizer_json):
+            raise Unsupported("not BERT's WordPiece")
+        self._words = WordPiece(tokenizer_json)
+
+    def encode_batch(self, texts: list[str]) -> Encoded:
+        """Encode texts."""
+        found = [self._words.encode(text) for text in texts]
+        lengths = np.fromiter(map(len, found), np.int64, len(found)) // np.dtype(np.uint32).itemsize
+        return Encoded(np.frombuffer(bytearray().join(found), np.uint32), lengths)
 
 
 class SentencePieceEncoder:
@@ -211,6 +234,8 @@ def open_encoder(
     """
     if backend == "gigatoken":
         return open_gigatoken(tokenizer, parse_special_tokens=parse_special_tokens)
+    if backend == WordPieceEncoder.name:
+        return WordPieceEncoder(tokenizer.json, parse_special_tokens=parse_special_tokens)
     if backend != tokenizer.library:
         raise ToolkitError(
             f"backend {backend} does not read this tokenizer",
