@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +52,12 @@ def merge_indexed(prefixes: Sequence[Path], target: Path) -> None:
     for reader in readers:
         ends.append(reader.document_indices[1:] + begun)
         begun += len(reader)
-    _join([bin_path(prefix) for prefix in prefixes], temporary(bin_path(target)))
-    write_index(target, headers[0].dtype, lengths, np.concatenate(ends))
+    joined = temporary(bin_path(target))
+    try:
+        _join([bin_path(prefix) for prefix in prefixes], joined)
+        write_index(target, headers[0].dtype, lengths, np.concatenate(ends))
+    finally:
+        joined.unlink(missing_ok=True)
 
 
 def _refuse_itself(prefixes: Sequence[Path], target: Path) -> None:
@@ -76,19 +79,20 @@ def _join(parts: Sequence[Path], target: Path) -> None:
 
 def _append(source: int, target: int, size: int) -> None:
     """Copy ``size`` bytes from one descriptor to another, within the kernel where it can."""
+    copy: Callable[[int, int, int], int] = os.copy_file_range
     while size:
         try:
-            copied = os.copy_file_range(source, target, min(size, 1 << 30))
+            copied = copy(source, target, min(size, 1 << 30))
         except OSError as error:
-            if error.errno not in NOT_HERE:
+            if error.errno not in NOT_HERE or copy is _through_memory:
                 raise
-            _through_memory(source, target)
-            return
+            copy = _through_memory
+            continue
         if not copied:
             raise DataError("a part of the dataset became shorter while it was merged")
         size -= copied
 
 
-def _through_memory(source: int, target: int) -> None:
-    with os.fdopen(os.dup(source), "rb") as reader, os.fdopen(os.dup(target), "wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 22)
+def _through_memory(source: int, target: int, size: int, /) -> int:
+    """As ``os.copy_file_range``, where the file systems have no such thing."""
+    return os.write(target, os.read(source, min(size, 1 << 22)))
