@@ -97,6 +97,18 @@ def test_sections_add_up_and_are_sorted() -> None:
     assert (row.label, row.values, row.share) == ("gsm8k.jsonl", (1_319, 7, 2), 7 / 1_319)
 
 
+def test_sources_of_clean_are_counted_by_documents() -> None:
+    listed = [
+        {"name": n, "read": 9, "written": w, "removed": 9 - w} for n, w in (("a", 2), ("b", 6))
+    ]
+    (found,) = sections({"per_source": listed})
+    assert found.columns == ("read", "written", "removed")
+    assert [(row.label, row.values, row.share) for row in found.rows] == [
+        ("b", (9, 6, 3), 0.75),
+        ("a", (9, 2, 7), 0.25),
+    ]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 160])
 def test_statistics_fit_the_terminal(tmp_path: Path, columns: int) -> None:
     made = Artifact(tmp_path, "documents", "f", stage="cleaned", kind="clean", info=INFO)

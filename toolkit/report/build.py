@@ -44,7 +44,17 @@ DATA_TYPES = ("tokenizer", "documents", "dataset")
 NOT_FACTS = frozenset(
     {
         *("layout", "scores", "sources", "per_source", "shards", "document_lengths.histogram"),
-        *("drops", "languages", "pii", "dedup", "decontamination", "weights", "blend", "parts"),
+        *(
+            "drops",
+            "changed",
+            "languages",
+            "pii",
+            "dedup",
+            "decontamination",
+            "weights",
+            "blend",
+            "parts",
+        ),
         *(f"packing.{n}" for n in ("tokens", "trained_tokens", "padding_tokens", "lost_tokens")),
     }
 )

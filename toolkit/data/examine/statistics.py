@@ -12,6 +12,8 @@ Number = int | float
 Form = Literal["bars", "histogram"]
 OUTCOMES = ("written", "empty", "quarantined", "removed")
 """What becomes of the documents that a stage reads, as ``counts`` names it."""
+OF_SOURCES = ("documents", "read", "written", "removed", "tokens", "text_bytes")
+"""What is counted by source: by ``tokenize``, and by ``clean``."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def sections(info: Mapping[str, Any]) -> Iterator[Section]:
     yield from _parts(info)
     yield from _sources(info)
     yield from _tally("Removed, by reason", info.get("drops"), read, "documents read", "documents")
+    yield from _tally("Texts changed", info.get("changed"), read, "documents read", "documents")
     yield from _tally("Languages", info.get("languages"), None, "documents", "documents")
     yield from _tally("Personal data replaced", info.get("pii"), None, "replacements", "times")
     yield from _duplicates(_mapping(info.get("dedup")), read)
@@ -115,9 +118,8 @@ def _sources(info: Mapping[str, Any]) -> Iterator[Section]:
     listed = info.get("per_source")
     if not isinstance(listed, Sequence) or not listed:
         return
-    names = ("documents", "tokens", "text_bytes")
-    columns = tuple(n for n in names if any(n in _mapping(one) for one in listed))
-    whole = "tokens" if "tokens" in columns else next(iter(columns), "")
+    columns = tuple(n for n in OF_SOURCES if any(n in _mapping(one) for one in listed))
+    whole = next((name for name in ("tokens", "written", "documents") if name in columns), "")
     total = sum(_number(_mapping(one).get(whole)) for one in listed) or 1
     rows = tuple(
         Row(
@@ -128,7 +130,7 @@ def _sources(info: Mapping[str, Any]) -> Iterator[Section]:
         for one in map(_mapping, listed)
     )
     title = "Tokens by source" if whole == "tokens" else "Documents by source"
-    yield Section(title, columns, _by_share(rows), whole.replace("_", " "))
+    yield Section(title, columns, _by_share(rows), whole)
 
 
 def _tally(
