@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-STEPS = 256
+STEPS = 64
 """Intervals of Simpson's rule on either side of the threshold."""
 
 

@@ -66,20 +66,18 @@ def band_keys(rows: Signatures, bands: int, width: int) -> Hashes:
 def _bins(hashes: Hashes, counts: Offsets, num_perm: int) -> Hashes:
     """The least value in each bin, as round << 32 | 32 bits; u64[documents, num_perm]."""
     documents = len(counts)
-    bins = np.full(documents * num_perm, EMPTY)
-    owners = np.repeat(np.arange(documents) * num_perm, counts)
+    bins = np.full((documents, num_perm), EMPTY)
+    open_ones, left = np.arange(documents), hashes
     for step in range(ROUNDS):
-        if step:
-            unfilled = (bins.reshape(documents, num_perm) == EMPTY).any(axis=1)
-            todo = np.repeat(unfilled, counts)
-            if not todo.any():
-                break
-            _fill(bins, hashes[todo], owners[todo], num_perm, step)
-        else:
-            _fill(bins, hashes, owners, num_perm, step)
-    shaped = bins.reshape(documents, num_perm)
-    _fill_rest(shaped, hashes, counts)
-    return shaped
+        owners = np.repeat(open_ones * num_perm, counts[open_ones])
+        _fill(bins.reshape(-1), left, owners, num_perm, step)
+        unfilled = (bins[open_ones] == EMPTY).any(axis=1) & (counts[open_ones] > 0)
+        if not unfilled.any():
+            return bins
+        left = left[np.repeat(unfilled, counts[open_ones])]
+        open_ones = open_ones[unfilled]
+    _fill_rest(bins, hashes, counts)
+    return bins
 
 
 def _fill(bins: Hashes, hashes: Hashes, owners: Offsets, num_perm: int, step: int) -> None:
