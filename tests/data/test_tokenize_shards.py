@@ -17,10 +17,11 @@ import pytest
 
 from toolkit.artifacts import Artifact, read_artifact
 from toolkit.context import StageContext
-from toolkit.data import tokenize
+from toolkit.data import dataset_info, tokenize
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.indexed import IndexedReader
 from toolkit.data.sentences import split_sentences
+from toolkit.data.tasks import checksum
 from toolkit.errors import DataError, ExitCode, StageError, ToolkitError
 from toolkit.pipeline.state import StageFile, read_state
 from toolkit.stage import Resources
@@ -218,6 +219,22 @@ def test_a_shard_that_was_damaged_since_is_found(begin: Callable[..., Any]) -> N
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"00003/text_document\.bin: .*checksum differs"):
         tokenize.run(config, replace(context, phase="finish"))
+
+
+def test_very_many_sources_are_listed_in_a_file(
+    begin: Callable[..., Any], corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tokenize.run(*begin("inline")).info["sources"]
+    monkeypatch.setattr(dataset_info, "MOST_SOURCES", 3)
+    built = tokenize.run(*begin("file"))
+    sizes = [path.stat().st_size for path in corpus.iterdir()]
+    assert built.info["sources"] == [{"name": "sources.jsonl", "files": 5, "size": sum(sizes)}]
+    lines = built.path("sources.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == listed
+    whole = next(entry for entry in listed if entry["name"].endswith("a.jsonl"))
+    assert whole["xxh3"] == checksum(corpus / "a.jsonl")
+    cut = [entry for entry in listed if entry["name"].endswith("b.jsonl")]
+    assert [entry["start"] for entry in cut[1:]] == [entry["stop"] for entry in cut[:-1]]
 
 
 def test_weights_make_a_blend(begin: Callable[..., Any], corpus: Path) -> None:

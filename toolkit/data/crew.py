@@ -169,10 +169,10 @@ class Crew:
 
     def _dismiss(self) -> None:
         for member in self._members:
-            member.pipe.close()
             member.process.kill()
         for member in self._members:
             member.process.wait()
+            member.pipe.close()
 
 
 def serve(pipe: Connection) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.examine.lengths import length_histogram
@@ -18,6 +19,9 @@ from toolkit.data.tokenizer_folder import TokenizerFolder
 if TYPE_CHECKING:
     from toolkit.data.tokenize_plan import Group, Plan
 
+MOST_SOURCES = 1000
+"""Entries of sources in ``artifact.json``."""
+SOURCES = "sources.jsonl"
 COUNTED = ("written", "empty", "tokens", "text_bytes")
 
 
@@ -47,7 +51,7 @@ def describe(
         "document_lengths": document_lengths([built / name for name in names]),
         "bytes_per_token": round(counts["text_bytes"] / counts["tokens"], 3),
         "per_source": per_source(plan, done),
-        "sources": [entry for result in done for entry in result.info["sources"]],
+        "sources": list_sources(done, built),
         "shards": [_shard(result) for result in done],
         "backend": plan.recipe.backend,
         "backend_reason": plan.reason,
@@ -55,6 +59,18 @@ def describe(
     if config.output == "shards" or any(group.weight for group in plan.groups):
         info["weights"] = weights(plan.groups, prefixes, built)
     return info
+
+
+def list_sources(done: Sequence[TaskResult], built: Path) -> list[dict[str, Any]]:
+    """What was read, with size, time and checksum; of very many files, the file that lists them."""
+    found = [entry for result in done for entry in result.info["sources"]]
+    if len(found) <= MOST_SOURCES:
+        return found
+    with (built / SOURCES).open("wb") as stream:
+        for entry in found:
+            stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+    sizes = {entry["name"]: entry["size"] for entry in found}
+    return [{"name": SOURCES, "files": len(sizes), "size": sum(sizes.values())}]
 
 
 def count(config: TokenizeConfig, done: Sequence[TaskResult]) -> dict[str, int]:
