@@ -28,6 +28,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = datasets.Dataset.from_dict({"text": TEXTS, "meta": [{"n": n} for n in range(2500)]})
     rows.save_to_disk(folder / "whole", num_shards=2)
     rows.select(range(10, 0, -1)).save_to_disk(folder / "chosen")
+    mapped = datasets.load_from_disk(folder / "whole").map(lambda row: {"text": row["text"] * 2})
+    assert len(list((folder / "whole").glob("cache-*.arrow"))) == len(mapped.cache_files) > 0
     both = datasets.DatasetDict(train=rows, test=rows.select(range(3)))
     both.save_to_disk(folder / "splits")
     (folder / "parquet").mkdir()

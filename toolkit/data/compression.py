@@ -19,7 +19,8 @@ import zstandard
 from toolkit.data.files import Compression
 from toolkit.data.ranges import RawFile
 
-INPUT = 1 << 16
+LEAST, INPUT = 1 << 10, 1 << 16
+"""Compressed bytes that a decompressor is given at first, and at most."""
 DAMAGED = (
     gzip.BadGzipFile,
     zlib.error,
@@ -68,10 +69,12 @@ def decompressed(file: RawFile, compression: Compression) -> Readable:
 class _Frames:
     """Decompresses all frames of a file, and notices one that is cut off.
 
+    A decompressor is given little at a time where little becomes much, so that memory stays flat.
+
     Args:
         file: at its beginning.
         begin: makes a decompressor for one frame.
-        padding: bytes that may stand between frames.
+        padding: a byte that may stand between frames.
     """
 
     def __init__(self, file: RawFile, begin: Callable[[], Frame], padding: bytes = b"") -> None:
@@ -79,6 +82,8 @@ class _Frames:
         self._frame = begin()
         self._begun = False
         """Whether the present frame has been given any bytes."""
+        self._rest = b""
+        self._portion = LEAST
 
     def read(self, size: int, /) -> bytes:
         """The content of the next bytes of the file, however much that is."""
@@ -86,24 +91,21 @@ class _Frames:
         while not content and (data := self._more()):
             self._begun = True
             content = self._frame.decompress(data)
+            if len(content) > size:
+                self._portion = max(1, self._portion // 2)
+            elif len(content) < size // 2:
+                self._portion = min(INPUT, self._portion * 2)
         return content
 
     def _more(self) -> bytes:
         """Compressed bytes for the present frame, or for the next one where it has ended."""
-        data = b""
         if self._frame.eof:
-            data = self._frame.unused_data
+            self._rest = self._frame.unused_data + self._rest
             self._frame, self._begun = self._begin(), False
-        data = data or self._file.read(INPUT)
-        if not self._begun:
-            data = self._between(data)
-        if not data and self._begun:
+        self._rest = self._rest or self._file.read(INPUT)
+        while self._padding and not self._begun and self._rest.startswith(self._padding):
+            self._rest = self._rest.lstrip(self._padding) or self._file.read(INPUT)
+        if not self._rest and self._begun:
             raise EOFError("the last frame is not complete")
-        return data
-
-    def _between(self, data: bytes) -> bytes:
-        """What follows the padding between two frames."""
-        data = data.lstrip(self._padding) if self._padding else data
-        while self._padding and not data and (data := self._file.read(INPUT)):
-            data = data.lstrip(self._padding)
+        data, self._rest = self._rest[: self._portion], self._rest[self._portion :]
         return data

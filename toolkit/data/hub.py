@@ -16,8 +16,7 @@ from typing import Any
 from toolkit.errors import DataError
 
 HUB_PREFIX = "hf:"
-DICTIONARY, STATE = "dataset_dict.json", "state.json"
-METADATA = (DICTIONARY, STATE, "dataset_info.json")
+DICTIONARY, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 """What ``save_to_disk`` writes beside its data."""
 FORMS = "hf:owner/name#split, hf:owner/name:config#split, hf:folder or hf:folder#split"
 
@@ -69,7 +68,7 @@ def dataset_files(name: str) -> list[Path]:
     if (folder / DICTIONARY).is_file():
         folder, split = _split(folder, split, name), None
     if (folder / STATE).is_file():
-        files = [folder / entry["filename"] for entry in _json(folder / STATE, "_data_files")]
+        files = saved_files(folder)
     else:
         files = sorted(f for f in folder.rglob("*") if f.suffix in (".arrow", ".parquet"))
     chosen = [f for f in files if split is None or _of_split(f.relative_to(folder), split)]
@@ -79,6 +78,15 @@ def dataset_files(name: str) -> list[Path]:
         raise DataError(f"none of its files is of a split {split!r}", where=name)
     hint = f"it lacks a {STATE} with files, and .arrow and .parquet files; see save_to_disk"
     raise DataError("not a datasets folder, or one without rows", where=name, hint=hint)
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """The files that ``Dataset.save_to_disk`` wrote; caches of ``map`` may lie beside them.
+
+    Raises:
+        DataError: its ``state.json`` is not readable.
+    """
+    return [folder / entry["filename"] for entry in _json(folder / STATE, "_data_files")]
 
 
 def _of_split(file: Path, split: str) -> bool:

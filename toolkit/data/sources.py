@@ -14,7 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from toolkit.data.files import Source, format_of, known_formats
-from toolkit.data.hub import DICTIONARY, HUB_PREFIX, METADATA, STATE, HubName, dataset_files
+from toolkit.data.hub import (
+    DICTIONARY,
+    HUB_PREFIX,
+    INFO,
+    STATE,
+    HubName,
+    dataset_files,
+    saved_files,
+)
 from toolkit.data.remote import (
     SCHEMES,
     RemoteObject,
@@ -207,9 +215,11 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             where=str(folder),
             hint=f"name the split: {HUB_PREFIX}{folder}#train",
         )
-    metadata = METADATA if STATE in names or any(n.endswith(".arrow") for n in names) else ()
+    if {STATE, INFO} <= names:
+        yield from saved_files(folder)
+        return
     for entry in entries:
-        if entry.name.startswith((".", "_")) or entry.name in metadata:
+        if entry.name.startswith((".", "_")) or entry.name == INFO:
             continue
         if entry.is_dir():
             yield from _walk(entry, (*above, real))
