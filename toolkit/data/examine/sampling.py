@@ -10,6 +10,7 @@ import json
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
@@ -26,16 +27,15 @@ from toolkit.data.examine.inspection import decode
 from toolkit.data.examine.locate import SUFFIXES, Dataset, artifact_folder, locate
 from toolkit.data.examine.reservoir import Reservoir
 from toolkit.data.examine.structure import open_sound
+from toolkit.data.files import open_file
 from toolkit.data.indexed import idx_path
+from toolkit.data.inputs import documents_of
 from toolkit.data.keys import getter
 from toolkit.data.readers import BadRecord, RecordReader
 from toolkit.data.shards import Part
-from toolkit.data.sources import Source, expand
+from toolkit.data.sources import Source, expand, is_named
 from toolkit.data.streams import open_stream
 from toolkit.errors import DataError
-
-DOCUMENTS = "documents"
-"""The folder of a documents artifact that has them."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def datasets_of(given: Sequence[str]) -> list[Dataset]:
     Raises:
         DataError: some name a dataset, and others do not.
     """
-    named = [_is_dataset(Path(name)) for name in given]
+    named = [not is_named(name) and _is_dataset(Path(name)) for name in given]
     if any(named) and not all(named):
         other = given[named.index(False)]
         raise DataError("datasets and files can't be sampled together", where=other)
@@ -132,13 +132,11 @@ def sources_of(given: Sequence[str]) -> list[Source]:
     Raises:
         DataError: see ``expand``.
     """
-    return expand([_documents(name) for name in given])
+    return expand([name if is_named(name) else _documents(Path(name)) for name in given])
 
 
-def _documents(name: str) -> str:
-    folder = artifact_folder(Path(name)) if Path(name).is_dir() else None
-    inside = folder / DOCUMENTS if folder else None
-    return str(inside) if inside and inside.is_dir() else name
+def _documents(path: Path) -> Path:
+    return documents_of(artifact_folder(path) or path)
 
 
 def sample_datasets(
@@ -183,21 +181,22 @@ def sample_files(
     bad: list[BadRecord] = []
     for number, source in enumerate(sources):
         if source.format == "jsonl":
-            _offer_lines(number, source, reservoir)
+            _offer_lines(number, source, reservoir, advance)
         elif source.format == "parquet":
             _offer_rows(number, source, reservoir)
+            advance(source.size)
         else:
             _offer_records(number, source, reservoir, bad, sample_by)
-        advance(source.size)
+            advance(source.size)
     picked = [item for _, _, item in sorted(reservoir.items, key=lambda pick: pick[:2])]
     find = getter(text_key)
     documents = tuple(_shown(item, find) for item in _fetch(picked))
     return Sample(documents, reservoir.seen, len(bad))
 
 
-def _offer_lines(number: int, source: Source, reservoir: Reservoir[Pick]) -> None:
+def _offer_lines(number: int, source: Source, reservoir: Reservoir[Pick], advance: Advance) -> None:
     with open_stream(Part.of(source)) as stream:
-        first = 1
+        first, before = 1, 0
         for lines in stream.line_lists():
             kept = range(len(lines))
             if b"" in lines or b"\r" in lines:
@@ -205,6 +204,8 @@ def _offer_lines(number: int, source: Source, reservoir: Reservoir[Pick]) -> Non
             take = partial(_take_line, number, source.name, first, lines, kept)
             reservoir.offer(len(kept), take)
             first += len(lines)
+            advance(stream.position - before)
+            before = stream.position
 
 
 def _take_line(
@@ -251,19 +252,29 @@ def _fetch(picked: Sequence[_Line | _Row | _Value]) -> Iterator[_Line | _Value]:
             at = (item.source.name, item.group)
             with _parquet(item.source) as file:
                 table = file.read_row_group(item.group, use_threads=False)
+        yield _Value(f"{item.source.name}:{item.number}", _row(table, item))
+
+
+def _row(table: Any, item: _Row) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = table.slice(item.row, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
         where = f"{item.source.name}:{item.number}"
-        yield _Value(where, table.slice(item.row, 1).to_pylist()[0])
+        raise DataError(f"invalid UTF-8: {error.reason}", where=where) from error
+    return found
 
 
-def _parquet(source: Source) -> Any:
-    """An open parquet file."""
+@contextmanager
+def _parquet(source: Source) -> Iterator[Any]:
+    """An open parquet file, wherever it lies."""
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        return pyarrow.parquet.ParquetFile(source.path)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"not a readable parquet file: {error}", where=source.name) from error
+    with open_file(source) as raw:
+        try:
+            yield pyarrow.parquet.ParquetFile(raw, pre_buffer=False)
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"not a readable parquet file: {error}", where=source.name) from error
 
 
 def _shown(item: _Line | _Value, find: Callable[[dict[str, Any]], Any]) -> Sampled:

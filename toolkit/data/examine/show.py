@@ -166,8 +166,8 @@ def show_verification(artifact: Artifact, checked: Sequence[Checked]) -> Rendera
     right = [one for one in checked if not one.problem]
     whole = size(sum(one.size for one in right))
     line = f"{len(right)} of {len(checked)} files are as they were written, {whole}"
-    name = f"{artifact.folder}, a {artifact.type}: "
-    last = Text.assemble((name, "bold"), (line, "green" if not wrong else ""))
+    kind = (f" ({artifact.type}): ", "dim")
+    last = Text.assemble((str(artifact.folder), "bold"), kind, (line, "" if wrong else "green"))
     return Group(table, last) if wrong else last
 
 

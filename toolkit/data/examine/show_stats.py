@@ -13,7 +13,7 @@ from toolkit.data.examine.terminal import bar, size
 
 MOST_ROWS = 40
 HEADS = {"text_bytes": "text"}
-SHORTEST_LABEL, LONGEST_LABEL = 12, 40
+SHORTEST_LABEL, LONGEST_LABEL = 12, 48
 SHORTEST_BAR, LONGEST_BAR = 6, 48
 
 
