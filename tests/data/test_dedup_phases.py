@@ -1,6 +1,7 @@
 """All phases of deduplication: what they find, and that nothing but the texts decides it."""
 
 import itertools
+import logging
 import random
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.context import StageContext
-from toolkit.data.dedup import buckets, clusters, exact, verify
+from toolkit.data.dedup import buckets, clusters, exact, phases, verify
 from toolkit.data.dedup.arrays import Layout
 from toolkit.data.dedup.buckets import read_pairs
 from toolkit.data.dedup.clusters import find, join
@@ -216,8 +217,8 @@ def test_by_signatures_alone(tmp_path: Path, corpus: list[list[str]], unit: Any)
 
 
 def result_files(work: Path) -> dict[str, bytes]:
-    phases = (EXACT, BUCKETS, SHINGLES, VERIFY, CLUSTERS)
-    files = (path for phase in phases for path in sorted((work / phase).rglob("*.bin")))
+    names = (EXACT, BUCKETS, SHINGLES, VERIFY, CLUSTERS)
+    files = (path for name in names for path in sorted((work / name).rglob("*.bin")))
     return {str(path.relative_to(work)): path.read_bytes() for path in files}
 
 
@@ -378,3 +379,25 @@ def test_what_a_removal_says(tmp_path: Path) -> None:
         Removal(0, "exact_duplicate", 0, 1),
         Removal(1, "near_duplicate", 0, 1),
     ]
+
+
+def test_what_a_banding_finds_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hashed = hash_shards(tmp_path / "h", [["one"]], None, NEARLY)
+    with caplog.at_level(logging.INFO, phases.__name__):
+        dedup(tmp_path, hashed, None, NEARLY)
+    assert "28 bands of 9 rows" in caplog.text
+    assert "0.7: 68.4%, 0.75: 88.8%, 0.8: 98.2%" in caplog.text
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    few = NearDedupSettings(bands=8, rows=16)
+    hashed = hash_shards(tmp_path / "few" / "h", [["one"]], None, few)
+    dedup(tmp_path / "few", hashed, None, few)
+    assert "8 bands of 16 rows find only 20 % of the pairs at the threshold 0.8" in caplog.text
+
+
+def test_runs_of_other_scripts_in_ascii_text(tmp_path: Path) -> None:
+    """A long run within much ASCII has the same words as by itself."""
+    long = "слово и дело " * 9 + "中文字" * 30
+    near = NearDedupSettings(ngram=1, num_perm=16)
+    alone, within = shingle([long, "x " * 40_000 + long], near).sets()
+    assert set(alone.tolist()) < set(within.tolist())
+    assert len(within) == len(alone) + 1

@@ -16,6 +16,7 @@ of all shards. Every phase's result is the same for any number of workers and ra
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from toolkit.data.dedup.verify import ShinglesTask, verify_tasks
 from toolkit.data.tasks import Task, TaskResult, results, run_tasks
 from toolkit.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "toolkit.data.dedup"
 FUNCTIONS = {
     EXACT: f"{PACKAGE}.exact:find_duplicates",
@@ -55,6 +58,8 @@ EXACT_BYTES, BAND_BYTES = 20, 12
 """What is read of a document in a phase, for the progress line."""
 CURVE = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Similarities at which the S-curve is reported, beside the threshold."""
+LEAST_FOUND = 0.8
+"""Of pairs at the threshold: below, there is a warning."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,8 @@ class Dedup:
 
     def run(self, phase: str) -> None:
         """Do this rank's tasks of a phase; those before it must be done, by all ranks."""
+        if phase == BUCKETS and self._near and self._context.rank == 0:
+            _announce(self._near)
         run_tasks(phase, FUNCTIONS[phase], self._tasks(phase), self._context, workers=self._workers)
 
     def removals(self) -> Removals:
@@ -226,6 +233,23 @@ class Dedup:
         if phase not in self._done:
             self._done[phase] = results(phase, self._tasks(phase), self._context)
         return self._done[phase]
+
+
+def _announce(near: NearDedupSettings) -> None:
+    bands, rows = near.banding()
+    curve = ", ".join(f"{s:g}: {probability(s, bands, rows):.1%}" for s in CURVE)
+    logger.info(
+        "near duplicates from a similarity of %g on: %d bands of %d rows; pairs that are "
+        "compared, by similarity: %s",
+        *(near.threshold, bands, rows, curve),
+    )
+    found = probability(near.threshold, bands, rows)
+    if found < LEAST_FOUND:
+        logger.warning(
+            "%d bands of %d rows find only %.0f %% of the pairs at the threshold %g; more bands, "
+            "or fewer rows, find more",
+            *(bands, rows, 100 * found, near.threshold),
+        )
 
 
 def _total(found: Sequence[TaskResult]) -> dict[str, int]:

@@ -40,6 +40,8 @@ CLASSIFIED = 0x32400
 
 SPARSE = 16
 """If not more than one of so many bytes is not ASCII, runs of them are done one by one."""
+SHORT = 64
+"""Bytes of a run that is remembered."""
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MASKS = np.array([(1 << (8 * n)) - 1 for n in range(WINDOW + 1)], np.uint64)
@@ -146,9 +148,14 @@ def _plain(text: str) -> bytes:
     ends = (foreign[np.append(breaks, -1)] + 1).tolist()
     for start, end in zip(starts, ends, strict=True):
         first = max(start - 1, done)  # a mark makes one character with what is in front of it
-        pieces += [raw[done:first], _spaced_run(raw[first:end])]
+        run = raw[first:end]
+        pieces += [raw[done:first], _spaced_run(run) if len(run) <= SHORT else _spaced_long(run)]
         done = end
     return b"".join([*pieces, raw[done:]])
+
+
+def _spaced_long(raw: bytes) -> bytes:
+    return _spaced(raw.decode("utf-8", "surrogatepass")).encode()
 
 
 @functools.lru_cache(1 << 14)
