@@ -7,13 +7,10 @@ tells another anything.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from toolkit.artifacts import write_json
 from toolkit.context import StageContext
 from toolkit.data.backends import PROBE_DOCUMENTS, choose_backend
 from toolkit.data.config import TokenizeConfig
@@ -21,13 +18,12 @@ from toolkit.data.documents import DocumentReader
 from toolkit.data.files import Source
 from toolkit.data.fim import Fim
 from toolkit.data.inputs import expand_inputs
+from toolkit.data.planning import remember_sources
 from toolkit.data.shards import Part, plan_shards
 from toolkit.data.tasks import Task
 from toolkit.data.tokenize_shard import Recipe, ShardWork, batches, file_name
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
-from toolkit.errors import DataError, ToolkitError
-
-PLAN = "plan.json"
+from toolkit.errors import ToolkitError
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def make_plan(config: TokenizeConfig, context: StageContext, cuts: Sequence[Cut]
         tokenizer=str(context.path(config.tokenizer)),
         backend=backend,
     )
-    _remember(context, [part.source for cut in cuts for part in cut.parts])
+    remember_sources([part.source for cut in cuts for part in cut.parts], context)
     works = [ShardWork(recipe, cut.parts, cut.offsets) for cut in cuts]
     tasks = [
         Task(f"{n:05d}", work, c.size) for n, (work, c) in enumerate(zip(works, cuts, strict=True))
@@ -135,40 +131,6 @@ def _shards(
             ends[part.source.name] += part.size
         found.append((shard.parts, tuple(offsets), shard.size))
     return found
-
-
-def _remember(context: StageContext, sources: Sequence[Source]) -> None:
-    """Keep what the sources were when the work began, and refuse others later.
-
-    Ranks may start hours apart: a file that came, went or changed in between would shift the
-    documents of every shard behind it.
-    """
-    path = context.work / PLAN
-    now = {s.name: [s.size, s.mtime_ns, s.etag] for s in sources}
-    if not path.exists():
-        write_json(path, now)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before == now:
-        return
-    what, name = _first_difference(before, now)
-    raise DataError(
-        f"the sources changed since this stage began: {what}",
-        where=name,
-        hint="--fresh begins the stage anew with the sources as they are now",
-    )
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
-    """What changed between two lists of sources, and the first name that did."""
-    for name in sorted(now.keys() | before.keys()):
-        if name not in before:
-            return "a file that was not there", name
-        if name not in now:
-            return "a file is gone", name
-        if before[name] != now[name]:
-            return f"{before[name][0]:,} bytes before, {now[name][0]:,} now, or written again", name
-    return "their order", next(iter(now))
 
 
 def _first_texts(config: TokenizeConfig, parts: Sequence[Part]) -> list[str]:

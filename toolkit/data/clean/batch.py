@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +49,10 @@ class Batch:
         """Put other texts in the place of these."""
         self.texts, self._words = texts, None
 
+    def stored(self) -> Iterator[Stored]:
+        """The documents one by one."""
+        return (Stored(t, m) for t, m in zip(self.texts, self.metadata, strict=True))
+
     def kept(self, kept: npt.NDArray[np.bool_]) -> Batch:
         """The documents that stay."""
         if kept.all():
@@ -60,6 +64,18 @@ class Batch:
             [self.metadata[i] for i in indices],
             self._words.select(kept) if self._words is not None else None,
         )
+
+
+@dataclass(slots=True)
+class Stored:
+    """A document with what is known of it, as it is written."""
+
+    text: str
+    metadata: dict[str, Any]
+    """With ``id``, and ``language`` where it is known."""
+    reason: str = ""
+    """Why it goes; empty where it stays."""
+    detail: str = ""
 
 
 class Filter(Protocol):

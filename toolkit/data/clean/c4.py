@@ -68,14 +68,14 @@ class C4Quality:
     def _good_line(self, line: str) -> str | None:
         """A line without its citations, or None where it is no prose."""
         settings, whole = self._settings, line
-        if -1 < settings.max_word_length < len(line):
-            if any(len(word) > settings.max_word_length for word in line.split()):
-                return None
+        longest = settings.max_word_length
+        if -1 < longest < len(line) and any(len(word) > longest for word in line.split()):
+            return None
         if settings.remove_citations and "[" in line:
             line = CITATION.sub("", line)
-        if settings.filter_no_terminal_punct:
-            if not line.endswith(LINE_ENDS) or line.endswith("..."):
-                return None
+        unfinished = not line.endswith(LINE_ENDS) or line.endswith("...")
+        if settings.filter_no_terminal_punct and unfinished:
+            return None
         if len(whole.split(None, settings.min_words_per_line)) < settings.min_words_per_line:
             return None
         return line

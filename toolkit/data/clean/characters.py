@@ -34,10 +34,10 @@ SENTENCE_ENDS = TERMINAL - _characters(
 """What ends a sentence: as in spaCy's ``pipeline/sentencizer.pyx``."""
 PUNCTUATION = (
     TERMINAL
-    | frozenset("\"#$%&'()*+,-/:;<=>@[\\]^_`{|}~«´»–—’“”„…∶━►、〈〉《》「」【】％（），１：；～")  # noqa: RUF001
+    | frozenset("\"#$%&'()*+,-/:;<=>@[\\]^_`{|}~«´»–—’“”„…∶━►、〈〉《》「」【】％（），１：；～")
     | _characters("0-8 B-1F 7F-9F")
 )
-"""What is no part of a word: CCNet's list, the full-width digit one and control characters in it."""
+"""What is no part of a word: CCNet's list, with the full-width digit one and control characters."""
 
 
 @functools.cache

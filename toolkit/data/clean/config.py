@@ -18,8 +18,9 @@ from toolkit.data.dedup.config import (
 )
 from toolkit.stage import StageConfig, StageKind
 
-FILTER, WRITE = "filter", "write"
-"""The phases: documents are read, edited and judged one by one; of duplicates one is kept."""
+EVALUATIONS, FILTER, WRITE = "evaluations", "filter", "write"
+"""The phases: evaluation data is indexed; documents are read, edited and judged one by one; of
+duplicates one is kept."""
 
 
 class CleanConfig(StageConfig):
@@ -86,7 +87,8 @@ class CleanConfig(StageConfig):
     def phases(self) -> tuple[str, ...]:
         """The filters; where duplicates go, the search for them and a last pass."""
         found = self.dedup_phases
-        return (FILTER, *found, WRITE) if found else (FILTER,)
+        index = (EVALUATIONS,) if self.decontaminate else ()
+        return (*index, FILTER, *found, *((WRITE,) if found else ()))
 
     def artifact_type(self) -> ArtifactType:
         """Always ``documents``."""

@@ -23,7 +23,7 @@ class GopherQuality:
     def __call__(self, batch: Batch) -> Reasons:
         """Why each document goes, or None."""
         reasons: Reasons = [None] * len(batch)
-        settings, words = self._settings, batch.words
+        words = batch.words
         kinds = words.kinds[words.ids]
         proper = (kinds & SYMBOL) == 0
         n_proper, n_words = words.totals(proper), words.counts
@@ -37,15 +37,8 @@ class GopherQuality:
                 self._size(int(n_proper[index]), int(n_words[index]), float(length[index]))
                 or self._symbols(text, int(n_words[index]))
                 or self._lines(text)
+                or self._content(float(alpha[index]), int(stops[index]))
             )
-            if reasons[index]:
-                continue
-            if settings.max_non_alpha_words_ratio:
-                if alpha[index] < settings.max_non_alpha_words_ratio:
-                    reasons[index] = "gopher_below_alpha_threshold"
-                    continue
-            if settings.min_stop_words and stops[index] < settings.min_stop_words:
-                reasons[index] = "gopher_enough_stop_words"
         return reasons
 
     def _size(self, proper: int, words: int, length: float) -> str | None:
@@ -81,6 +74,14 @@ class GopherQuality:
             ends = [line.rstrip().endswith(("...", "…")) for line in lines]
             if ends.count(True) / len(lines) > ellipses:
                 return "gopher_too_many_end_ellipsis"
+        return None
+
+    def _content(self, alpha: float, stops: int) -> str | None:
+        settings = self._settings
+        if settings.max_non_alpha_words_ratio and alpha < settings.max_non_alpha_words_ratio:
+            return "gopher_below_alpha_threshold"
+        if settings.min_stop_words and stops < settings.min_stop_words:
+            return "gopher_enough_stop_words"
         return None
 
     def _stop_words(self, words: Words) -> Ints:

@@ -177,7 +177,8 @@ FINDERS: dict[str, Finder] = {
     ),
     "nl-bsn": checked(
         "nl-bsn",
-        rf"(?i:\bBSN|burgerservicenummer|sofi-?nummer)\W{{1,4}}(\d{{4}}[. ]?\d{{2}}[. ]?\d{{2,3}}){_END}",
+        r"(?i:\bBSN|burgerservicenummer|sofi-?nummer)\W{1,4}"
+        rf"(\d{{4}}[. ]?\d{{2}}[. ]?\d{{2,3}}){_END}",
         checksums.is_bsn,
         " .",
     ),
@@ -189,7 +190,8 @@ FINDERS: dict[str, Finder] = {
     ),
     "fr-nir": checked(
         "fr-nir",
-        rf"{_START}[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d\d|2[AB]) ?\d{{3}} ?\d{{3}} ?\d\d{_END}",
+        rf"{_START}[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d\d|2[AB]) ?\d{{3}} ?\d{{3}}"
+        rf" ?\d\d{_END}",
         checksums.is_nir,
     ),
     "de-steuer-id": checked(

@@ -87,7 +87,7 @@ class Grams:
 
     def repeated_bound(self, n: int) -> Ints:
         """For each document the characters in n-grams that it has twice: more than repeats them."""
-        hashes, places, documents = self._within(n)
+        hashes, places, _ = self._within(n)
         order = np.argsort(hashes)
         ordered = hashes[order]
         equal = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -138,7 +138,8 @@ class Grams:
         changes[places] = 1
         changes[places + n] -= 1
         inside = np.cumsum(changes[:-1]) > 0
-        return inside * np.diff(self.characters)  # type: ignore[no-any-return]
+        covered: Ints = np.where(inside, np.diff(self.characters), 0)
+        return covered
 
 
 def _first_equal(hashes: Hashes) -> Ints:

@@ -77,4 +77,5 @@ class Normaliser:
     def _fix_line(self, line: str) -> str:
         if line.isascii() or not (C1_OR_SURROGATE.search(line) or is_bad(line)):
             return line
-        return ftfy.fix_text(line, self._config)
+        fixed: str = ftfy.fix_text(line, self._config)
+        return fixed

@@ -16,6 +16,8 @@ from toolkit.data.clean.filter_settings import GopherRepetitionSettings
 from toolkit.data.clean.ngrams import Grams
 from toolkit.data.clean.words import Ints, Words
 
+NEARLY = 1 - 1e-9
+"""Of a limit: what is decided by dividing must not be lost to how a product is rounded."""
 PARAGRAPHS = re.compile(r"\n{2,}")
 
 
@@ -65,10 +67,11 @@ class GopherRepetition:
 
     def _top(self, grams: Grams, sizes: Ints, reasons: Reasons) -> None:
         for n, most in self._settings.top_n_grams:
-            for document in np.flatnonzero(grams.top_bound(n) > most * sizes).tolist():
-                if reasons[document] is None:
-                    if grams.top(document, n) / sizes[document] > most:
-                        reasons[document] = f"top_{n}_gram"
+            for document in np.flatnonzero(grams.top_bound(n) >= NEARLY * most * sizes).tolist():
+                if reasons[document] is not None:
+                    continue
+                if grams.top(document, n) / sizes[document] > most:
+                    reasons[document] = f"top_{n}_gram"
 
     def _repeated(self, grams: Grams, sizes: Ints, reasons: Reasons) -> None:
         limits = self._settings.dup_n_grams
@@ -76,11 +79,13 @@ class GopherRepetition:
             return
         bound = grams.repeated_bound(min(n for n, _ in limits))
         least = min(most for _, most in limits)
-        doubtful = (bound > least * sizes) & np.array([reason is None for reason in reasons])
+        doubtful = (bound >= NEARLY * least * sizes) & np.array(
+            [reason is None for reason in reasons]
+        )
         some, places = grams.select(doubtful), np.flatnonzero(doubtful).tolist()
         for n, most in limits if places else ():
             limit = most * sizes[doubtful]
-            for index in np.flatnonzero(some.repeated_bound(n) > limit).tolist():
+            for index in np.flatnonzero(some.repeated_bound(n) >= NEARLY * limit).tolist():
                 size = int(sizes[places[index]])
                 if (
                     reasons[places[index]] is None

@@ -23,10 +23,10 @@ from toolkit.data.clean import checksums
 from toolkit.data.clean.identifiers import Finder, Found
 
 SMALL_ZIP_AREAS = frozenset(
-    ["036", "059", "063", "102", "203", "556", "692", "790", "821", "823", "830", "831", "878"]
-    + ["879", "884", "890", "893"]
+    f"{area:03d}"
+    for area in (36, 59, 63, 102, 203, 556, 692, 790, 821, 823, 830, 831, 878, 879, 884, 890, 893)
 )
-"""First three digits of ZIP codes of areas with at most 20,000 people (Census 2000, as HHS lists)."""
+"""First three digits of ZIP codes of areas with at most 20,000 people (HHS, of Census 2000)."""
 
 _NAME = r"[A-Z][a-zA-Z'’-]+|[A-Z]\."
 _NAMES = rf"(?:{_NAME})(?:[ \t]+(?:(?:de|van|von|der|la|di|bin|al)[ \t]+)?(?:{_NAME})){{0,3}}"
@@ -43,7 +43,7 @@ _LABELLED = re.compile(
     rf"[ \t]*[:=][ \t]*({_LISTED})"
 )
 _CREDENTIALS = re.compile(
-    rf"\b([A-Z][a-z'’-]+(?:[ \t]+[A-Z]\.?)?(?:[ \t]+[A-Z][a-zA-Z'’-]+)+),?[ \t]+" + _CREDENTIAL
+    r"\b([A-Z][a-z'’-]+(?:[ \t]+[A-Z]\.?)?(?:[ \t]+[A-Z][a-zA-Z'’-]+)+),?[ \t]+" + _CREDENTIAL
 )
 _STREET = re.compile(
     r"\b\d{1,6}[A-Z]?[ \t]+(?:[NSEW]\.?[ \t]+)?(?:[A-Z0-9][\w'’.-]*[ \t]+){1,4}"
@@ -60,10 +60,12 @@ _CITY = re.compile(
     rf"\b([A-Z][a-zA-Z.'’-]+(?:[ \t][A-Z][a-zA-Z.'’-]+){{0,3}}),[ \t]+(?:{_STATES})\b"
 )
 _LABELLED_PLACE = re.compile(
-    r"\b(?i:city|town|county|precinct|parish|village|hospital|facility|address)[ \t]*[:=][ \t]*([^\n;,<]{2,60})"
+    r"\b(?i:city|town|county|precinct|parish|village|hospital|facility|address)"
+    r"[ \t]*[:=][ \t]*([^\n;,<]{2,60})"
 )
 _ZIP = re.compile(
-    rf"(?:\b(?:{_STATES})\.?,?[ \t]+|\b(?i:zip(?:[ -]?code)?)[ \t]*[:=]?[ \t]*)(\d{{5}}(?:-\d{{4}})?)\b"
+    rf"(?:\b(?:{_STATES})\.?,?[ \t]+|\b(?i:zip(?:[ -]?code)?)[ \t]*[:=]?[ \t]*)"
+    r"(\d{5}(?:-\d{4})?)\b"
 )
 _MONTHS = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
@@ -73,7 +75,8 @@ _DAY, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"((?:19|20)\d\d)"
 _DATES = (
     re.compile(rf"(?<![\w/.-]){_DAY}([/.-]){_DAY}\1(?:{_YEAR}|(\d\d))(?![\w/-]|\.\d)"),
     re.compile(
-        rf"(?<![\w/.-]){_YEAR}([/.-])(?:0?[1-9]|1[0-2])\2{_DAY}(?:[T ]\d\d:\d\d(?::\d\d)?Z?)?(?![\w/-]|\.\d)"
+        rf"(?<![\w/.-]){_YEAR}([/.-])(?:0?[1-9]|1[0-2])\2{_DAY}"
+        r"(?:[T ]\d\d:\d\d(?::\d\d)?Z?)?(?![\w/-]|\.\d)"
     ),
     re.compile(rf"(?i)\b{_MONTHS}\.?[ \t]+{_DAY}(?:st|nd|rd|th)?(?:,?[ \t]+{_YEAR})?\b(?!\w)"),
     re.compile(
@@ -81,12 +84,14 @@ _DATES = (
     ),
     re.compile(rf"(?i)\b{_MONTHS}\.?,?[ \t]+(?:of[ \t]+)?{_YEAR}\b"),
     re.compile(
-        rf"(?i)\b(?:on|since|until|dated?|dob|admitted|discharged|seen|born|from|through|d/c)[: \t]+"
+        r"(?i)\b(?:on|since|until|dated?|dob|admitted|discharged|seen|born|from|through|d/c)"
+        r"[: \t]+"
         rf"(?P<short>(?:0?[1-9]|1[0-2])/{_DAY})(?![\w/%]|\.\d|[ \t]*mm)"
     ),
 )
 _AGES = re.compile(
-    r"(?i)\b(9\d|1[0-3]\d)(?=[- ]?(?:years?|yrs?|y)[- .]*(?:old|o\b|/o\b|of age)|[ -]?yo\b|[- ]y/o\b)"
+    r"(?i)\b(9\d|1[0-3]\d)"
+    r"(?=[- ]?(?:years?|yrs?|y)[- .]*(?:old|o\b|/o\b|of age)|[ -]?yo\b|[- ]y/o\b)"
     r"|\bage[d]?[: \t]+(?:of[ \t]+)?(9\d|1[0-3]\d)\b(?!\+)"
 )
 _VIN = re.compile(r"(?<!\w)[A-HJ-NPR-Z0-9]{17}(?!\w)")
@@ -94,22 +99,28 @@ _URL = re.compile(r"\b(?:https?://|ftp://|www\.)[^\s<>\"')\]]+[^\s<>\"')\].,;:!?
 _MENTIONS = {
     "biometric": re.compile(
         r"(?i)\b(?:finger|palm|voice|foot)[ -]?prints?\b|\b(?:retina(?:l)?|iris|facial|face)[ -]?"
-        r"(?:scan|recognition|geometry|template)s?\b|\bbiometric\w*(?:[ ]+(?:id|template|record)s?)?"
+        r"(?:scan|recognition|geometry|template)s?\b"
+        r"|\bbiometric\w*(?:[ ]+(?:id|template|record)s?)?"
     ),
     "photo": re.compile(
         r"(?i)\b(?:full[- ]face[ ]+)?photo(?:graph)?s?\b|\b[\w-]+\.(?:jpe?g|png|tiff?|heic|dcm)\b"
     ),
 }
-_CODE = r"[ \t]*(?i:is|no\.?|number|num|nr\.?|id|#)?[ \t]*[:#=]?[ \t]*#?((?=[\w/-]*\d)[A-Za-z0-9][\w/-]{3,24})\b"
+_CODE = (
+    r"[ \t]*(?i:is|no\.?|number|num|nr\.?|id|#)?[ \t]*[:#=]?[ \t]*#?"
+    r"((?=[\w/-]*\d)[A-Za-z0-9][\w/-]{3,24})\b"
+)
 _LABELS = {
-    "mrn": r"MRN|M\.R\.N\.|medical record(?: number| no\.?)?|chart|hospital (?:no\.?|number)|unit (?:no\.?|number)",
-    "health-plan": r"(?:health plan|member|policy|subscriber|group|insurance|medicare|medicaid|beneficiary|HICN)"
+    "mrn": r"MRN|M\.R\.N\.|medical record(?: number| no\.?)?|chart|(?:hospital|unit) (?:no\.?|number)",
+    "health-plan": r"(?:health plan|member|policy|subscriber|group|insurance|medicare|medicaid"
+    r"|beneficiary|HICN)"
     r"[ \t]*(?:id|no\.?|number|#)",
     "account": r"account|acct\.?|invoice|billing (?:no\.?|number|id)",
     "license": r"(?:driver'?s? )?licen[cs]e|certificate|DEA|NPI|passport",
     "vehicle": r"VIN|(?:license )?plate|vehicle (?:id|no\.?|number)|registration",
     "device": r"serial|S/N|SN|device|implant|pacemaker|UDI|lot",
-    "code": r"accession|specimen|encounter|visit|case|study|trial|order|claim|sample|subject|record|patient id|ID",
+    "code": r"accession|specimen|encounter|visit|case|study|trial|order|claim|sample|subject|record"
+    r"|patient id|ID",
 }
 
 

@@ -24,7 +24,7 @@ class NormalizeSettings(Settings):
     )
     unescape_html: bool | Literal["auto"] = Field(
         default="auto",
-        description="Turn entities (&amp;eacute;) into characters; auto: up to the first line with <.",
+        description="Turn entities (&eacute;) into characters; auto: up to the first line with <.",
     )
     fix_line_breaks: bool = Field(
         default=True, description="Make every kind of line end a line feed."

@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
+from toolkit.data.clean.english import JOINED, JOINED_OR_STARTS, JOINED_STARTS, SPECIAL, listed
+
 CASED = (*range(0x530), *range(0x1E00, 0x1F00))
 """Where the cased letters of Latin, Greek and Cyrillic are."""
 PICTURES = (*range(0xA0, 0x3400), *range(0xFF00, 0x10000), *range(0x1F000, 0x1FB00))
@@ -33,25 +35,25 @@ _alpha_upper = rf"[^\W\d_{_lower}]"
 _icons = _ranges(code for code in PICTURES if unicodedata.category(chr(code)) == "So")
 _icon = f"[{_icons}]"
 
-_PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"  # noqa: RUF001
-_QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"  # noqa: RUF001
+_PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
+_QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 _CURRENCY = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
-_UNITS = (
+_UNITS = listed(
     "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s "
     "km/h kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K %"
-).split()
+)
 _punctuation, _quotes, _currency = (
     f"[{re.escape(characters)}]" for characters in (_PUNCTUATION, _QUOTES, _CURRENCY)
 )
 _units = "|".join(map(re.escape, _UNITS))
 
 PREFIX = re.compile(
-    rf"[§%=—–]|\+(?![0-9])|{_punctuation}|\.\.+|{_quotes}|(?:US|[CA])\$|{_currency}|{_icon}"  # noqa: RUF001
+    rf"[§%=—–]|\+(?![0-9])|{_punctuation}|\.\.+|{_quotes}|(?:US|[CA])\$|{_currency}|{_icon}"
 )
 ICON = re.compile(_icon)
 UNIT = re.compile(rf"[0-9]((?:US|[CA])\$|{_currency}|{_units})\Z")
-_ALWAYS_PREFIX = _PUNCTUATION + _QUOTES + _CURRENCY + "§%=—–"  # noqa: RUF001
-_ALWAYS_SUFFIX = _PUNCTUATION + _QUOTES + "—–"  # noqa: RUF001
+_ALWAYS_PREFIX = _PUNCTUATION + _QUOTES + _CURRENCY + "§%=—–"
+_ALWAYS_SUFFIX = _PUNCTUATION + _QUOTES + "—–"
 PREFIXES, SUFFIXES = frozenset(_ALWAYS_PREFIX), frozenset(_ALWAYS_SUFFIX)
 UNIT_ENDS = frozenset(_CURRENCY + "".join(unit[-1] for unit in _UNITS))
 LONGEST_UNIT = 5
@@ -60,7 +62,7 @@ INFIX = re.compile(
     rf"\.\.+|…|{_icon}|(?<=[0-9])[+\-*^](?=[0-9-])"
     rf"|(?:(?<={_alpha_lower})|(?<={_quotes}))\.(?:(?={_alpha_upper})|(?={_quotes}))"
     rf"|(?<={_alpha}),(?={_alpha})"
-    rf"|(?:(?<={_alpha})|(?<=[0-9]))(?:-|–|—|--|---|——|~|[:<>=/])(?={_alpha})"  # noqa: RUF001
+    rf"|(?:(?<={_alpha})|(?<=[0-9]))(?:-|–|—|--|---|——|~|[:<>=/])(?={_alpha})"
 )
 ASCII_INFIX = re.compile(
     r"\.\.+|\.(?<=[a-z'\"`]\.)(?=[A-Z'\"`])|,(?<=[A-Za-z],)(?=[A-Za-z])"
@@ -68,7 +70,7 @@ ASCII_INFIX = re.compile(
     r"|--(?<=[A-Za-z0-9]--)(?=[A-Za-z])|---(?<=[A-Za-z0-9]---)(?=[A-Za-z])"
 )
 """``INFIX`` for chunks of ASCII: the same, and much faster."""
-MAYBE_INFIX = re.compile(rf"[.,+*^~:<>=/…–—{_icons}-]")  # noqa: RUF001
+MAYBE_INFIX = re.compile(rf"[.,+*^~:<>=/…–—{_icons}-]")
 _label = r"(?:[A-Za-z0-9¡-\uffff](?:[A-Za-z0-9¡-\uffff_-]{0,62}[A-Za-z0-9¡-\uffff])?\.)+"
 _private = r"(?!(?:10|127)(?:\.\d{1,3}){3}|(?:169\.254|192\.168)(?:\.\d{1,3}){2})"
 URL = re.compile(
@@ -78,108 +80,6 @@ URL = re.compile(
 )
 """A chunk that stays whole: an address, and whatever looks like one (``setup.py``)."""
 MAYBE_URL = re.compile(r"[^.]\.[^.]")
-
-
-def _emoticons() -> Iterator[str]:
-    """The faces that stay whole."""
-    faces = [
-        (":", ("", "-"), (")", "))", ")))", "(", "((", "(((", *"]}/|PpOo03*>XxD")),
-        ("8;", ("", "-"), ")D"),
-        ("(", ("", "-"), ":;"),
-        ("=", ")(][/|3D"),
-        ((":'",), ("", "-"), "()"),
-        ("o0O", "_.", "o0O"),
-    ]
-    for parts in faces:
-        yield from map("".join, itertools.product(*parts))
-    yield from ("[:", "[-:", "):", ")-:", "(=", "[=", "]=", ":o)", "(o:", "(-8", ">:(", ">:o", ":1")
-    yield from (":()", "xD", "XD", "xDD", "XDD", "^_^", "^__^", "^___^", ">.<", ">.>", "<.<", "._.")
-    yield from (";_;", "-_-", "-__-", "@_@", "<3", "<33", "<333", "</3", "v.v", "V.V", "v_v", "V_V")
-
-
-def _contractions() -> Iterator[tuple[str, ...]]:
-    """The words that are split where no rule would, and those that are kept whole.
-
-    Each as its parts. An apostrophe may be left out: ``dont`` is split as ``don't`` is.
-    """
-    yield from (("I", "'m"), ("i", "'m"), ("I", "'m", "a"), ("i", "'m", "a"))
-    for word in ("i", "you", "he", "she", "it", "we", "they"):
-        tails = ["'ll", "'d"]
-        tails += ["'ve"] if word in ("i", "you", "we", "they") else ["'s"]
-        tails += ["'re"] if word in ("you", "we", "they") else []
-        yield from _with_tails(word, tails)
-    for word in ("who", "what", "when", "where", "why", "how", "there"):
-        yield from _with_tails(word, ["'ll", "'d", "'s", "'re", "'ve"])
-    for word in ("that", "this"):
-        yield from _with_tails(word, ["'ll", "'d", "'s"])
-    for word in ("these", "those"):
-        yield from _with_tails(word, ["'ll", "'d", "'re", "'ve"])
-    for word in ("could", "might", "must", "should", "would"):
-        yield from _with_tails(word, ["'ve"])
-    for word in "ca could do does did had may might must need ought sha should wo would".split():
-        yield from ((w, *tail) for w in (word, word.title()) for tail in (("n't",), ("n't", "'ve")))
-    for word in "ai are is was were have has dare".split():
-        yield from ((w, "n't") for w in (word, word.title()))
-    yield from (("not", "'ve"), ("Not", "'ve"))
-
-
-def _with_tails(word: str, tails: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    for start in (word, word.title()):
-        for tail in tails:
-            yield start, tail
-            if tail in ("'ll", "'d"):
-                yield start, tail, "'ve"
-
-
-_UNSPLIT = "ill its hell shell shed were well whore".split()
-_SPLIT = (
-    "can·not Can·not gon·na Gon·na got·ta Got·ta let·'s Let·'s c'm·on C'm·on y'·all y·all "
-    "how·'d·'y How·'d·'y"
-).split()
-_WHOLE = (
-    "' \\\") '' <space> C++ \\t \\n — and/or w/o 's 'S ‘s ‘S 're 'd 'll 'em 'nuff 'bout "  # noqa: RUF001
-    "'Cause 'cause 'Cos 'cos 'Coz 'coz 'Cuz 'cuz ma'am Ma'am o'clock O'clock "
-    "lovin' Lovin' havin' Havin' doin' Doin' goin' Goin' nothin' Nothin' nuthin' Nuthin' ol' Ol' "
-    "somethin' Somethin' ä. ö. ü. "
-    "Mt. Ak. Ala. Apr. Ariz. Ark. Aug. Calif. Colo. Conn. Dec. Del. Feb. Fla. Ga. Ia. Id. Ill. "
-    "Ind. Jan. Jul. Jun. Kan. Kans. Ky. La. Mar. Mass. Mich. Minn. Miss. N.C. N.D. N.H. N.J. N.M. "
-    "N.Y. Neb. Nebr. Nev. Nov. Oct. Okla. Ore. Pa. S.C. Sep. Sept. Tenn. Va. Wash. Wis. a.m. p.m. "
-    "Adm. Bros. co. Co. Corp. D.C. Dr. e.g. E.g. E.G. Gen. Gov. i.e. I.e. I.E. Inc. Jr. Ltd. Md. "
-    "Messrs. Mo. Mont. Mr. Mrs. Ms. Ph.D. Prof. Rep. Rev. Sen. St. vs. v.s."
-).split()
-
-
-def _special() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for parts in _contractions():
-        bare = tuple(part.replace("'", "") for part in parts)
-        for split in (parts, bare):
-            found["".join(split)] = split
-    for word in _UNSPLIT:
-        found.pop(word, None)
-        found.pop(word.title(), None)
-    found |= {split.replace("·", ""): tuple(split.split("·")) for split in _SPLIT}
-    found |= {
-        f"{hour}{half}": (str(hour), half)
-        for hour in range(1, 13)
-        for half in ("a.m.", "am", "p.m.", "pm")
-    }
-    letters = (f"{chr(code)}." for code in range(ord("a"), ord("z") + 1))
-    found |= {word: (word,) for word in (*_WHOLE, *letters, *_emoticons())}
-    curly = {
-        word.replace("'", "’"): tuple(part.replace("'", "’") for part in parts)  # noqa: RUF001
-        for word, parts in found.items()
-    }
-    return found | curly
-
-
-SPECIAL = _special()
-"""Chunks, and rests of chunks, with their words."""
-
-
-JOINED = frozenset(word for word in SPECIAL if not word.isalnum())
-JOINED_STARTS = frozenset(word[:length] for word in JOINED for length in range(1, len(word)))
-JOINED_OR_STARTS = JOINED | JOINED_STARTS
 
 
 def split_chunk(chunk: str) -> Sequence[str]:
@@ -244,7 +144,7 @@ def _suffix(rest: str) -> int:
     if last == ".":
         dots = len(rest) - len(rest.rstrip("."))
         return dots if dots > 1 or _stops(rest[-4:-1]) else 0
-    if last in "sS" and rest[-2:-1] in ("'", "’"):  # noqa: RUF001
+    if last in "sS" and rest[-2:-1] in ("'", "’"):
         return 2
     if last in UNIT_ENDS and (unit := UNIT.search(rest, max(0, len(rest) - LONGEST_UNIT))):
         return len(unit.group(1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class Column:
         self.size = size
 
     @property
-    def values(self) -> npt.NDArray[np.generic]:
+    def values(self) -> npt.NDArray[Any]:
         """What is there now; later values are not seen through it."""
         return self._values[: self.size]
 
@@ -132,14 +133,14 @@ class Splitter:
         ids, ends = self._expand(chunks)
         offsets = np.concatenate(([0], ends))[np.concatenate(([0], np.cumsum(sizes)))]
         lengths, kinds = self._lengths.values, self._kinds.values
-        return Words(ids, offsets, lengths, kinds, self._numbers)  # type: ignore[arg-type]
+        return Words(ids, offsets, lengths, kinds, self._numbers)
 
     def _learn(self) -> None:
         """Split the chunks that were not met before."""
         split = [split_chunk(chunk) for chunk in self._chunks.take_new()]
         counts = [len(words) for words in split]
         firsts = self._words.size + np.cumsum([0, *counts[:-1]])
-        self._first.extend(firsts[: len(counts)])  # type: ignore[arg-type]
+        self._first.extend(firsts[: len(counts)])
         self._count.extend(counts)
         self._words.extend([self._numbers[word] for words in split for word in words])
         new = self._numbers.take_new()
@@ -150,10 +151,10 @@ class Splitter:
         """The words of chunks, and how many there are up to each chunk's end."""
         counts = self._count.values[chunks]
         ends = np.cumsum(counts)
-        firsts = self._first.values[chunks] - (ends - counts)  # type: ignore[operator]
-        places = np.repeat(firsts, counts)  # type: ignore[arg-type]
+        firsts = self._first.values[chunks] - (ends - counts)
+        places = np.repeat(firsts, counts)
         places += np.arange(len(places))
-        return self._words.values[places], ends  # type: ignore[return-value]
+        return self._words.values[places], ends
 
 
 def _kind(word: str) -> int:
