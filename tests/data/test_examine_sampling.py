@@ -1,9 +1,12 @@
 """``data sample``: every document has the same chance, whatever the format; nothing is hidden."""
 
 import gzip
+import http.server
 import json
 import random
+import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -149,6 +152,25 @@ def test_documents_of_a_dataset_are_decoded(tmp_path: Path) -> None:
     assert drawn.documents[20].where == "text_document-1, document 0"
     few = [sample_datasets(datasets_of([str(folder)]), 4, seed) for seed in (1, 1, 2)]
     assert few[0] == few[1] != few[2]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *ignored: object) -> None:
+        pass
+
+
+def test_what_a_url_names(tmp_path: Path) -> None:
+    lines(tmp_path, "a.jsonl.gz")
+    parquet(tmp_path)
+    serve = partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = sample_files(sources_of([f"{address}/a.jsonl.gz"]), COUNT, 1, lambda _: None)
+        assert [d.text for d in found.documents] == texts()
+        with pytest.raises(DataError, match="can't be read from its middle on this server"):
+            sample_files(sources_of([f"{address}/a.parquet"]), 3, 1, lambda _: None)
+        server.shutdown()
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:

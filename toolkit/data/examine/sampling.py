@@ -182,7 +182,7 @@ def sample_files(
     for number, source in enumerate(sources):
         if source.format == "jsonl":
             _offer_lines(number, source, reservoir, advance)
-        elif source.format == "parquet":
+        elif source.format == "parquet" and source.seekable:
             _offer_rows(number, source, reservoir)
             advance(source.size)
         else:
