@@ -1,6 +1,9 @@
 """A trained tokenizer for the tests of the data stages."""
 
+from pathlib import Path
+
 import pytest
+from some_tokenizers import KINDS, make
 
 from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
@@ -16,3 +19,10 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     context = StageContext("vocabulary", "train-tokenizer", folder, fingerprint="test")
     config = TrainTokenizerConfig(sources=["sample:python-docs"], vocab_size=2048)
     return run(config, context)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a small tokenizer of each kind; not to be changed."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {kind: make(kind, root) for kind in KINDS}

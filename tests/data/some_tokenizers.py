@@ -1,5 +1,6 @@
 """Small tokenizers of every kind, trained on the sample documents."""
 
+import functools
 import json
 from base64 import b64encode
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ GIGATOKEN_HAS = ("byte-level", "sentencepiece-bpe", "tiktoken", "tekken")
 KINDS = (*GIGATOKEN_HAS, "sentencepiece-unigram", "word-piece")
 
 
+@functools.cache
 def texts() -> list[str]:
     return [row["text"] for row in read_sample("python-docs")][::7]
 

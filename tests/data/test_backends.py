@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from some_tokenizers import GIGATOKEN_HAS, KINDS, make, sentencepiece
+from some_tokenizers import GIGATOKEN_HAS, KINDS, sentencepiece
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from toolkit.data.backends import choose_backend
@@ -15,9 +15,8 @@ from toolkit.errors import ToolkitError
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerFolder]:
-    root = tmp_path_factory.mktemp("tokenizers")
-    return {kind: open_tokenizer(make(kind, root)) for kind in KINDS}
+def tokenizers(tokenizer_folders: dict[str, Path]) -> dict[str, TokenizerFolder]:
+    return {kind: open_tokenizer(folder) for kind, folder in tokenizer_folders.items()}
 
 
 @pytest.mark.parametrize("kind", GIGATOKEN_HAS)

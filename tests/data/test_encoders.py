@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
-from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, make, texts
+from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, texts
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
 from toolkit.data import encoders, word_piece
@@ -35,9 +35,8 @@ EVERY = [(kind, False) for kind in KINDS] + [(kind, True) for kind in FAST]
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerFolder]:
-    root = tmp_path_factory.mktemp("tokenizers")
-    return {kind: open_tokenizer(make(kind, root)) for kind in KINDS}
+def tokenizers(tokenizer_folders: dict[str, Path]) -> dict[str, TokenizerFolder]:
+    return {kind: open_tokenizer(folder) for kind, folder in tokenizer_folders.items()}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from sentencepiece import SentencePieceProcessor
-from some_tokenizers import KINDS, SPECIAL, byte_level, make, tekken
+from some_tokenizers import KINDS, SPECIAL, byte_level, tekken
 from transformers import BertTokenizer
 
 from toolkit.artifacts import sha256
@@ -29,10 +29,9 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("tokenizers")
-    return {kind: make(kind, root) for kind in KINDS}
+@pytest.fixture
+def folders(tokenizer_folders: dict[str, Path]) -> dict[str, Path]:
+    return tokenizer_folders
 
 
 @pytest.mark.parametrize("name", KINDS)
