@@ -51,7 +51,11 @@ def run(config: BlendConfig, context: StageContext) -> Artifact:
         for number, (name, dataset) in enumerate(found.items()):
             folder = f"{number:02}-" + re.sub(r"[^\w.-]", "_", Path(name).name)
             links.add(dataset, folder, weights[name])
-        info = {**common(list(found.values())), **links.info(), "blend": _account(found, weights)}
+        info = {
+            **common(list(found.values())),
+            **links.info(),
+            "per_source": _account(found, weights),
+        }
         write_data_args(built, context.folder / "artifact", info)
         return context.publish(built, "dataset", info=info, checksums=links.checksums)
     except BaseException:
@@ -188,8 +192,15 @@ def _summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _account(found: Mapping[str, Dataset], weights: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What each dataset is, and what it weighs."""
     return [
-        {"name": name, "weight": weights[name], "folder": str(dataset.folder)}
+        {
+            "name": name,
+            "weight": weights[name],
+            "documents": int(sum(_documents(prefix) for prefix in dataset.prefixes)),
+            "tokens": int(sum(_tokens(prefix) for prefix in dataset.prefixes)),
+            "folder": str(dataset.folder),
+        }
         for name, dataset in found.items()
     ]
 

@@ -20,6 +20,7 @@ import xxhash
 
 from toolkit.artifacts import Artifact, link_tree
 from toolkit.context import StageContext
+from toolkit.data.dataset_info import document_lengths
 from toolkit.data.indexed import IndexedReader, IndexedWriter, bin_path
 from toolkit.data.pack.config import PARTS, Shares, SplitConfig, shares
 from toolkit.data.pack.dataset import TOKENIZER, Dataset, open_dataset
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 1 << 22
 """Tokens in memory at a time; a longer document is one block."""
 CARRIED = ("dtype", "vocab_size", "eod_id", "tokenizer_sha256", "packing", "bytes_per_token")
-"""What stays true of a dataset that is split, or linked into a blend."""
+"""What stays true of a dataset that is split."""
 Parts = npt.NDArray[np.int8]
 """For each document: 0 train, 1 valid, 2 test."""
 
@@ -151,9 +152,11 @@ def _write(
     for part, count in counts.items():
         logger.info("%s: %s documents, %s tokens", part,
                     f"{count['documents']:,}", f"{count['tokens']:,}")  # fmt: skip
+    prefixes = [f"{part}/{name}" for part in used for name in names]
     return {
         **{key: found.info[key] for key in CARRIED if key in found.info},
-        "prefixes": [f"{part}/{name}" for part in used for name in names],
+        "document_lengths": document_lengths([built / name for name in prefixes]),
+        "prefixes": prefixes,
         **({"masks": [f"{part}/{name}" for part in used for name in masks]} if masks else {}),
         "splits": {part: [f"{part}/{name}" for name in names] for part in used},
         "parts": counts,
