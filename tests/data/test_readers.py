@@ -316,6 +316,37 @@ def test_items_are_those_of_the_array_whatever_the_blocks(
     assert [json.loads(item) for item in array_items(blocks)] == values
 
 
+SUFFIXES = [
+    *("txt", "jsonl", "json", "html", "warc", "parquet", "arrow"),
+    *("jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz"),
+]
+BEGINNINGS = [
+    b"",
+    b"[",
+    b"PAR1",
+    b"ARROW1\0\0",
+    b"WARC/1.0\r\n",
+    b"\x1f\x8b",
+    b"\xff" * 4,
+    SKIPPABLE,
+]
+
+
+@given(st.sampled_from(SUFFIXES), st.sampled_from(BEGINNINGS), st.binary(min_size=1, max_size=80))
+@settings(deadline=None, max_examples=400, derandomize=True)
+def test_any_bytes_are_records_or_an_error_that_names_the_file(
+    suffix: str, beginning: bytes, content: bytes
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), f"a.{suffix}", beginning + content)
+        try:
+            records = list(read_records(path, lambda bad: None))
+        except DataError as error:
+            assert str(error).startswith(str(path))
+        else:
+            assert all(isinstance(record.value, dict) for record in records)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -59,7 +59,7 @@ def _plan(loaded: Loaded, name: str) -> StagePlan:
     return StagePlan(
         name=name,
         kind=config.kind,
-        takes=(*loaded.graph.needs[name], *outside),
+        takes=(*loaded.graph.needs[name], *outside, *loaded.graph.names[name]),
         makes=config.artifact_type(),
         ranks=config.world_size(),
         detail=_detail(config, vocab_size(loaded, name)),
