@@ -259,6 +259,20 @@ def test_a_linked_part_that_reaches_beyond_its_sequence_is_damaged(tmp_path: Pat
     assert "not within one sequence" in bad.detail
 
 
+def test_a_link_alone_excuses_nothing(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "a", documents(9))
+    (tmp_path / "store").mkdir()
+    blob = tmp_path / "store" / "3f9a.bin"
+    bin_path(prefix).rename(blob)
+    bin_path(prefix).symlink_to(blob)
+    assert failure(prefix) is None
+    blob.write_bytes(blob.read_bytes() + b"more")
+    bad = failure(prefix)
+    assert bad is not None and bad.check == ".bin size"
+    with pytest.raises(DataError, match="4 too many"):
+        IndexedReader(prefix)
+
+
 def test_gaps_are_damage_unless_the_index_is_said_to_be_a_subset(tmp_path: Path) -> None:
     prefix = write(tmp_path / "whole", documents(9))
     cut_by_tokens(prefix, spans([0.5, 0.25, 0.25]), tmp_path / "parts")

@@ -247,7 +247,7 @@ def check_indexed(prefix: Path) -> IndexHeader:
     """Whether both files are there and whole; reads 34 bytes and a few ends, whatever their size.
 
     megatron-core opens a truncated ``.bin`` without an error and reads garbage. A ``.bin`` that is
-    a link may be longer than the index says: then the index names a part of another dataset's.
+    a link to another dataset's may be longer than the index says: see ``whole_of``.
 
     Raises:
         DataError: a file is missing, is no index of version 1, or has another size than the
@@ -270,9 +270,17 @@ def check_indexed(prefix: Path) -> IndexHeader:
             where=str(index),
         )
     needed, size = _end_of_tokens(index, header), data.stat().st_size
-    if size < needed or (size > needed and not data.is_symlink()):
+    if size < needed or (size > needed and whole_of(prefix) is None):
         raise _wrong_size(data, size, needed)
     return header
+
+
+def whole_of(prefix: Path) -> Path | None:
+    """The dataset whose ``.bin`` this one's is a link to: its index may name parts of it alone."""
+    data = bin_path(prefix)
+    target = data.resolve()
+    whole = target.with_name(target.name.removesuffix(".bin"))
+    return whole if data.is_symlink() and idx_path(whole).is_file() else None
 
 
 def read_header(index: Path) -> IndexHeader:

@@ -19,7 +19,7 @@ from toolkit.data.examine.index_checks import (
 )
 from toolkit.data.examine.locate import Dataset
 from toolkit.data.examine.subset_checks import check_subset
-from toolkit.data.indexed import IndexedReader, bin_path, idx_path
+from toolkit.data.indexed import IndexedReader, bin_path, idx_path, whole_of
 from toolkit.errors import DataError
 
 
@@ -103,7 +103,7 @@ def _both_files(prefix: Path) -> None:
 
 def _may_be_subset(dataset: Dataset) -> bool:
     """Whether an index with gaps is what was meant: it shares its ``.bin``, or was recorded so."""
-    if bin_path(dataset.prefix).is_symlink():
+    if whole_of(dataset.prefix) is not None:
         return True
     entry = dataset.entry(idx_path(dataset.prefix))
     made = dataset.artifact.kind if dataset.artifact else ""

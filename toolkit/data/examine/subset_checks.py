@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.data.examine.findings import Damage, Finding, Place
 from toolkit.data.examine.index_checks import Index, Int64, spans
-from toolkit.data.indexed import IndexedReader, bin_path, idx_path
+from toolkit.data.indexed import IndexedReader, whole_of
 from toolkit.errors import DataError
 
 
@@ -32,7 +32,7 @@ def check_subset(index: Index) -> Finding:
     Raises:
         Damage: at the first that doesn't.
     """
-    whole = _whole_of(index.prefix)
+    whole = _open_whole(index.prefix)
     parts = used = 0
     for start, stop in spans(index.header.sequences):
         begins = index.offsets(start, stop)
@@ -89,13 +89,10 @@ def _bad_offset(index: Index, spans_: _Spans, at: int, expected: str, what: str)
     return Damage("offsets", f"sequence {sequence:,} is {what}", place)
 
 
-def _whole_of(prefix: Path) -> IndexedReader | None:
-    """The dataset whose ``.bin`` this one links to, if its index is there and whole."""
-    data = bin_path(prefix).resolve()
-    whole = data.with_name(data.name.removesuffix(".bin"))
-    if not bin_path(prefix).is_symlink() or not idx_path(whole).is_file():
-        return None
+def _open_whole(prefix: Path) -> IndexedReader | None:
+    """The dataset that this one's ``.bin`` belongs to, if it is whole itself."""
+    whole = whole_of(prefix)
     try:
-        return IndexedReader(whole)
+        return None if whole is None else IndexedReader(whole)
     except DataError:
         return None
