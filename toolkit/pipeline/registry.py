@@ -9,6 +9,7 @@ from toolkit.stage import StageKind
 
 DOMAINS = (
     "toolkit.data.config",
+    "toolkit.data.clean.config",
     "toolkit.data.pack.config",
     "toolkit.megatron.config",
     "toolkit.megatron.convert.config",

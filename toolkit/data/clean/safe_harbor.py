@@ -111,7 +111,8 @@ _CODE = (
     r"((?=[\w/-]*\d)[A-Za-z0-9][\w/-]{3,24})\b"
 )
 _LABELS = {
-    "mrn": r"MRN|M\.R\.N\.|medical record(?: number| no\.?)?|chart|(?:hospital|unit) (?:no\.?|number)",
+    "mrn": r"MRN|M\.R\.N\.|medical record(?: number| no\.?)?|chart"
+    r"|(?:hospital|unit) (?:no\.?|number)",
     "health-plan": r"(?:health plan|member|policy|subscriber|group|insurance|medicare|medicaid"
     r"|beneficiary|HICN)"
     r"[ \t]*(?:id|no\.?|number|#)",

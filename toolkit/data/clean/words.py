@@ -139,8 +139,8 @@ class Splitter:
         """Split the chunks that were not met before."""
         split = [split_chunk(chunk) for chunk in self._chunks.take_new()]
         counts = [len(words) for words in split]
-        firsts = self._words.size + np.cumsum([0, *counts[:-1]])
-        self._first.extend(firsts[: len(counts)])
+        firsts = itertools.accumulate(counts[:-1], initial=self._words.size)
+        self._first.extend(list(firsts)[: len(counts)])
         self._count.extend(counts)
         self._words.extend([self._numbers[word] for words in split for word in words])
         new = self._numbers.take_new()
