@@ -121,6 +121,27 @@ def test_one_wrong_token_in_one_document_is_enough_to_fall_back(
     assert choose_backend(tokenizer, ["even"] * 100)[0] == "gigatoken"
 
 
+class PanicException(BaseException):
+    pass
+
+
+def test_a_panic_is_a_reason_to_fall_back(
+    tokenizers: dict[str, TokenizerFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error in (PanicException("index out of bounds"), KeyboardInterrupt()):
+        monkeypatch.setattr(GigatokenEncoder, "encode_batch", lambda *_, e=error: fail(e))
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                choose_backend(tokenizers["byte-level"], ["a"])
+        else:
+            name, why = choose_backend(tokenizers["byte-level"], ["a"])
+            assert name == "tokenizers"
+            assert "breaks off on a probe text (index out of bounds)" in why
+
+
 def test_a_difference_between_batches_is_found(
     tokenizers: dict[str, TokenizerFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Encoders: each gives the tokens of the tokenizer's own library, and special tokens stay text."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 from toolkit.data import encoders, word_piece
 from toolkit.data.backends import HARD_TEXTS, probe_texts
 from toolkit.data.encoders import (
+    GIGATOKEN_SCHEMES,
     SEPARATOR,
     Encoded,
     Encoder,
@@ -109,6 +111,39 @@ def test_equal_to_the_library_on_any_text(
 ) -> None:
     expected = oracle(tokenizers[which[0]])
     assert_gives(opened[which].encode_batch(batch), [expected(text) for text in batch])
+
+
+@pytest.fixture(scope="module")
+def by_pattern(
+    tokenizer_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Encoder, Encoder]]:
+    """tiktoken and gigatoken for each pattern that gigatoken has a name for."""
+    found = []
+    for pattern in GIGATOKEN_SCHEMES:
+        folder = tmp_path_factory.mktemp("pattern") / "own"
+        shutil.copytree(tokenizer_folders["tiktoken"], folder)
+        (folder / "tiktoken.json").write_text(json.dumps({"pattern": pattern}))
+        tokenizer = open_tokenizer(folder)
+        found.append((open_encoder(tokenizer, "tiktoken"), open_encoder(tokenizer, "gigatoken")))
+    return found
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(batch=st.lists(st.lists(PIECES | st.text(max_size=4)).map("".join), max_size=5))
+def test_gigatoken_splits_by_the_pattern(
+    batch: list[str], by_pattern: list[tuple[Encoder, Encoder]]
+) -> None:
+    for library, fast in by_pattern:
+        expected, found = library.encode_batch(batch), fast.encode_batch(batch)
+        assert found.lengths.tolist() == expected.lengths.tolist()
+        assert found.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_patterns_differ(by_pattern: list[tuple[Encoder, Encoder]]) -> None:
+    # So that the test above can fail.
+    texts = ["1234567890", "don'T", "X\r\n y", "a\u0301b", "a.\n\n/"]
+    found = {tuple(fast.encode_batch(texts).tokens.tolist()) for _, fast in by_pattern}
+    assert len(found) == len(GIGATOKEN_SCHEMES)
 
 
 @pytest.mark.parametrize("which", EVERY, ids=str)

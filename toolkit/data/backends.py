@@ -109,6 +109,11 @@ def _problem(
         return f"not installed ({error})"
     except (Unsupported, ValueError, RuntimeError, NotImplementedError) as error:
         return f"it doesn't take this tokenizer ({str(error).partition(chr(10))[0]})"
+    except BaseException as error:
+        # What pyo3 raises for a panic in Rust is no Exception, and can't be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        return f"it breaks off on a probe text ({str(error).partition(chr(10))[0]})"
 
 
 def _difference(reference: Encoder, other: Encoder, texts: list[str]) -> str | None:
