@@ -266,6 +266,7 @@ def test_verify_names_every_file_that_is_wrong(run_dir: Path) -> None:
     code, output = invoke("verify", run_dir)
     assert code == 2
     assert "no artifact.json in this folder" in output
+    assert "name one of its stages: corpus, other, vocabulary" in output
 
 
 def test_a_sample_is_drawn_again_by_its_seed(made: Path) -> None:

@@ -85,13 +85,17 @@ def read_recorded(given: Path) -> Artifact:
         ToolkitError: there is no manifest, or it can't be read.
     """
     folder = artifact_folder(given)
-    if folder is None:
-        there = given.is_dir()
-        unfinished = (given / STAGE_FILE).is_file()
-        hint = UNFINISHED if unfinished else "a stage's folder, or the artifact/ in it, has one"
-        message = f"no {MANIFEST} in this folder" if there else "no such folder"
-        raise DataError(message, where=str(given), hint=hint if there else None)
-    return read_artifact(folder)
+    if folder is not None:
+        return read_artifact(folder)
+    if not given.is_dir():
+        raise DataError("no such folder", where=str(given))
+    stages = sorted(p.parent.parent.name for p in given.glob(f"*/artifact/{MANIFEST}"))
+    hint = "a stage's folder, or the artifact/ in it, has one"
+    if (given / STAGE_FILE).is_file():
+        hint = UNFINISHED
+    elif stages:
+        hint = f"this is a run; name one of its stages: {', '.join(stages)}"
+    raise DataError(f"no {MANIFEST} in this folder", where=str(given), hint=hint)
 
 
 def locate(given: Path) -> list[Dataset]:
