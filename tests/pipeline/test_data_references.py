@@ -86,11 +86,20 @@ def test_a_datasets_folder_is_found_beside_the_file(tmp_path: Path) -> None:
     assert plan(tmp_path, "hf:saved/train").tasks[1].file.fingerprint != task.file.fingerprint
 
 
+def test_a_file_that_a_url_names_is_known_by_its_time(tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "a"}\n')
+    first = plan(tmp_path, f"file://{data}").tasks[1].file
+    data.write_text('{"text": "ab"}\n')
+    assert plan(tmp_path, f"file://{data}").tasks[1].file.fingerprint != first.fingerprint
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("s4://bucket/a.jsonl", "s4:// is no kind of URL that can be read; did you mean s3://"),
         ("https://host/a.csv", "suffix names no known format; known are: .txt, .jsonl"),
+        ("file:///nowhere/a.jsonl", "no such file or folder; the folder / exists"),
         ("hf:owner/name", "which split? Name it as in hf:owner/name#train"),
         ("hf:a/b/c#train", "no such folder, nor a name of the hub; the forms are hf:owner/name"),
         ("a.csv", "'a.csv' has a suffix that names no known format; known are: .txt, .jsonl"),

@@ -34,9 +34,19 @@ from toolkit.data.samples import check_sample
 from toolkit.errors import DataError
 from toolkit.stage import SAMPLE_PREFIX
 
+__all__ = [
+    "Source",
+    "absolute_name",
+    "expand",
+    "is_named",
+    "local_path",
+    "name_problem",
+    "path_problem",
+]
+
 logger = logging.getLogger(__name__)
 
-__all__ = ["Source", "absolute_name", "expand", "is_named", "name_problem", "path_problem"]
+LOCAL_SCHEMES = ("file", "local")
 
 
 def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
@@ -74,6 +84,13 @@ def absolute_name(given: str, base: Path) -> str:
     return f"{HUB_PREFIX}{folder.absolute()}{mark}{split}" if path and folder.is_dir() else given
 
 
+def local_path(given: str) -> Path | None:
+    """Where on this machine a name's data is: an ``hf:`` folder, or what ``file://`` names."""
+    if given.startswith(HUB_PREFIX):
+        return HubName.parse(given).folder
+    return Path(given.partition("://")[2]) if scheme_of(given) in LOCAL_SCHEMES else None
+
+
 def name_problem(given: str) -> str | None:
     """Why a name can't be a source, or None; nothing is looked up outside of this machine."""
     if given.startswith(SAMPLE_PREFIX):
@@ -84,6 +101,9 @@ def name_problem(given: str) -> str | None:
     scheme = str(scheme_of(given))
     if scheme not in SCHEMES:
         return scheme_problem(scheme)
+    path = local_path(given)
+    if path is not None and not path.exists() and not glob.has_magic(str(path)):
+        return f"no such file or folder; {_nearest_folder(path)}"
     if scheme in ("http", "https") and format_of(_path_of(given)) is None:
         return f"the URL's suffix names no known format; {known_formats()}"
     return None
@@ -122,10 +142,8 @@ def _expand_name(given: str) -> list[Source]:
     problem = name_problem(given)
     if problem is not None:
         raise DataError(problem, where=given)
-    scheme, _, rest = given.partition("://")
-    if scheme.lower() in ("file", "local"):
-        return _expand_one(Path(rest))
-    return _remote(given)
+    path = local_path(given)
+    return _remote(given) if path is None else _expand_one(path)
 
 
 def scheme_problem(scheme: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from toolkit.artifacts import MANIFEST, read_artifact, stat_fingerprint, write_text
-from toolkit.data.hub import HUB_PREFIX, HubName
+from toolkit.data.sources import local_path
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.pipeline.graph import matches
 from toolkit.pipeline.loading import Loaded
@@ -157,11 +157,11 @@ def _outside_input(path: Path, files: bool) -> dict[str, str]:
 
 
 def _named_input(name: str) -> dict[str, str]:
-    """Data that an ``hf:`` name or a URL names: a folder on disk, or what a server has."""
-    folder = HubName.parse(name).folder if name.startswith(HUB_PREFIX) else None
-    if folder is None:
+    """Data that an ``hf:`` name or a URL names: on this machine, or what a server has."""
+    path = local_path(name)
+    if path is None:
         return {"folder": "", "type": REMOTE, "fingerprint": name}
-    return {"folder": str(folder), "type": "files", "fingerprint": stat_fingerprint([folder])}
+    return {"folder": str(path), "type": "files", "fingerprint": stat_fingerprint(matches(path))}
 
 
 def _with_paths(config: StageConfig, outside: Mapping[str, Path | str]) -> StageConfig:
