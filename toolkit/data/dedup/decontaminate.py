@@ -7,6 +7,7 @@ never removed for a collision. After GPT-3 (Brown et al. 2020, appendix C).
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ import numpy.typing as npt
 from toolkit.data.dedup.arrays import mapped
 from toolkit.data.dedup.evaluations import DESCRIPTION, GRAM, GRAMS, ITEMS, WORDS
 from toolkit.data.dedup.shingles import ngram_hashes
-from toolkit.data.dedup.words import Hashes, Words, batches, split_words
+from toolkit.data.dedup.words import Hashes, Offsets, Words, batches, split_words
 
-LOAD = 16
+LOAD = 64
 """Places in the table of possible hashes for each n-gram of the index."""
 TABLE_BITS = 24
 """Of the largest table: 16 MB."""
@@ -107,19 +108,28 @@ class EvaluationIndex:
         units = words.hashes()
         found: dict[int, _Hits] = {}
         for n in self._lengths:
-            grams = ngram_hashes(units, n)
-            for place in np.flatnonzero(self._table[grams >> self._shift]).tolist():
-                document = int(np.searchsorted(words.offsets, place, side="right")) - 1
-                if place + n <= words.offsets[document + 1]:
-                    rows = self._rows(grams[place], words.joined(place, place + n))
-                    self._note(found, document, rows, n)
+            places, firsts = self._look_up(ngram_hashes(units, n))
+            documents = np.searchsorted(words.offsets, places, side="right") - 1
+            within = places + n <= words.offsets[documents + 1]
+            columns = (documents[within], places[within], firsts[within])
+            for document, place, first in zip(*(c.tolist() for c in columns), strict=True):
+                rows = self._rows(first, words.joined(place, place + n))
+                self._note(found, document, rows, n)
         return [self._verdict(found.get(d)) for d in range(len(words.offsets) - 1)]
 
-    def _rows(self, value: np.uint64, text: bytes) -> list[int]:
-        """The index's rows that have this hash and these words."""
-        first = int(np.searchsorted(self._hashes, value))
-        last = int(np.searchsorted(self._hashes, value, side="right"))
-        return [row for row in range(first, last) if self._text(row) == text]
+    def _look_up(self, grams: Hashes) -> tuple[Offsets, Offsets]:
+        """Where there are hashes that the index has, and the first of its rows that has each."""
+        places = np.flatnonzero(self._table[grams >> self._shift])
+        firsts = np.searchsorted(self._hashes, grams[places])
+        there = self._hashes[np.minimum(firsts, len(self._hashes) - 1)] == grams[places]
+        return places[there], firsts[there]
+
+    def _rows(self, first: int, text: bytes) -> list[int]:
+        """The index's rows that have the hash of row ``first``, and these words."""
+        rows = itertools.takewhile(
+            lambda row: self._hashes[row] == self._hashes[first], range(first, len(self._hashes))
+        )
+        return [row for row in rows if self._text(row) == text]
 
     def _note(self, found: dict[int, _Hits], document: int, rows: list[int], n: int) -> None:
         if rows:
