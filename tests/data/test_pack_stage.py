@@ -325,6 +325,16 @@ def test_what_can_not_be_packed(tmp_path: Path, stage_context: MakeContext) -> N
         of_dataset(stage_context("pad", "pack", corpus=long), 64, pad_token="<none>")
 
 
+def test_a_tokenizer_that_transformers_would_guess(
+    tmp_path: Path, stage_context: MakeContext, vocabulary: Artifact
+) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "tokenizer_config.json").write_text("{}")
+    context = stage_context("packed", "pack", vocabulary=tmp_path / "slow")
+    with pytest.raises(DataError, match=r"slow: no tokenizer\.json"):
+        chat(context, write_rows_of(tmp_path / "chat.jsonl", QUESTIONS))
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

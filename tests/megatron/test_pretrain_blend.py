@@ -183,3 +183,27 @@ def test_a_dataset_whose_tokenizer_is_not_its_own(
     own.unlink()
     with pytest.raises(DataError, match="tokenizer: no tokenizer that can be read"):
         run(config(data="corpus"), stage_context("other", "pretrain", corpus=folder))
+
+
+def test_a_pair_within_an_artifact_has_its_tokenizer(
+    tmp_path: Path, stage_context: MakeContext
+) -> None:
+    folder, context = make_dataset(tmp_path / "corpus"), stage_context("base", "pretrain")
+    prefix = str(folder / "text_document")
+    corpus = open_corpus(config(data=prefix), context)
+    assert corpus.tokenizer == folder / "tokenizer" and corpus.vocab_size == VOCAB
+    other = make_tokenizer(tmp_path / "other", VOCAB + 1)
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        open_corpus(config(data=prefix, tokenizer=str(other)), context)
+
+
+@pytest.mark.parametrize("name", ["text_document", ""])
+def test_packed_rows_without_their_artifact(
+    tmp_path: Path, stage_context: MakeContext, name: str
+) -> None:
+    """Else the padding and the prompts would be trained."""
+    folder = make_packed(tmp_path / "packed", {"text_document": 60})
+    (folder / "artifact.json").unlink()
+    chosen = config(data=str(folder / name), tokenizer=str(folder / "tokenizer"))
+    with pytest.raises(DataError, match="packed rows with a loss mask"):
+        open_corpus(chosen, stage_context("base", "pretrain"))

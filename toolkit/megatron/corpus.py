@@ -14,7 +14,8 @@ import numpy as np
 from toolkit.artifacts import MANIFEST, read_artifact
 from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader, bin_path, check_indexed, idx_path
-from toolkit.data.pack.dataset import open_dataset
+from toolkit.data.pack.dataset import Dataset, open_dataset
+from toolkit.data.pack.rows import MASK, mask_prefix
 from toolkit.data.tokenizer_folder import find_tokenizer
 from toolkit.errors import DataError
 from toolkit.megatron.settings import DataSettings
@@ -104,6 +105,16 @@ def _same_tokenizer(tokenizer: Path, recorded: str, dataset: Path) -> None:
 
 def _bare(where: Path, tokenizer: Path | None) -> Corpus:
     prefixes = _prefixes(where)
+    for prefix in prefixes:
+        if idx_path(mask_prefix(prefix)).is_file():
+            raise DataError(
+                "packed rows with a loss mask, which a pair alone doesn't tell how to train on",
+                where=str(prefix),
+                hint="give the folder of the pack stage's artifact as data",
+            )
+        if (owner := _owner(prefix)) is not None:
+            tokenizer = tokenizer or owner.tokenizer
+            _same_tokenizer(tokenizer, owner.tokenizer_sha256, owner.folder)
     if tokenizer is None:
         raise DataError(
             "a .bin/.idx pair does not say which tokenizer made it",
@@ -116,13 +127,24 @@ def _bare(where: Path, tokenizer: Path | None) -> Corpus:
     return corpus
 
 
+def _owner(prefix: Path) -> Dataset | None:
+    """The dataset artifact that a pair is part of."""
+    folders = [folder for folder in list(prefix.parents)[:3] if (folder / MANIFEST).is_file()]
+    artifact = read_artifact(folders[0]) if folders else None
+    if artifact is None or artifact.type != "dataset":
+        return None
+    found = open_dataset(artifact)
+    return found if prefix in found.prefixes else None
+
+
 def _prefixes(where: Path) -> tuple[Path, ...]:
     """The pairs that a path names: one by its name, with or without suffix, or a folder's all."""
     if where.suffix in (".bin", ".idx"):
         where = where.with_suffix("")
     if idx_path(where).is_file() or bin_path(where).is_file():
         return (where,)
-    found = tuple(sorted(p.with_suffix("") for p in where.glob("*.idx"))) if where.is_dir() else ()
+    pairs = sorted(p.with_suffix("") for p in where.glob("*.idx")) if where.is_dir() else []
+    found = tuple(prefix for prefix in pairs if not prefix.name.endswith(MASK))
     if not found:
         raise DataError(
             "no dataset here: no artifact.json, and no .bin/.idx pair",

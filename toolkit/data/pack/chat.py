@@ -26,6 +26,7 @@ from toolkit.data.pack.rows import MASK_VALUES
 from toolkit.data.readers import RecordReader
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
+from toolkit.data.tokenizer_folder import TOKENIZER_JSON
 from toolkit.errors import DataError
 
 TOKENS, MASKS = "tokens", "loss_mask"
@@ -121,6 +122,13 @@ def load(chat: Chat) -> tuple[Any, Template]:
     Raises:
         ToolkitError: there is none, or they don't go together.
     """
+    if not (chat.tokenizer / TOKENIZER_JSON).is_file():
+        raise DataError(
+            f"no {TOKENIZER_JSON}: chat templates and masks need a fast tokenizer of transformers",
+            where=str(chat.tokenizer),
+            hint="load it with transformers' AutoTokenizer, compare its tokens, and save it with"
+            " save_pretrained",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(chat.tokenizer, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import Artifact, sha256
+from toolkit.artifacts import Artifact
+from toolkit.data.tokenizer_folder import find_tokenizer
 from toolkit.errors import DataError
 
 TOKENIZER = "tokenizer"
@@ -40,15 +41,10 @@ class Dataset:
         """Of the tokenizer that made the tokens, as recorded, or else of the one in the folder.
 
         Raises:
-            DataError: neither is there.
+            ToolkitError: neither is there.
         """
         recorded = self.info.get("tokenizer_sha256")
-        if recorded is not None:
-            return str(recorded)
-        path = self.tokenizer / "tokenizer.json"
-        if not path.is_file():
-            raise DataError("no such file: nothing tells the tokens' tokenizer", where=str(path))
-        return sha256(path)
+        return find_tokenizer(self.tokenizer).sha256 if recorded is None else str(recorded)
 
     @property
     def packed_length(self) -> int | None:
