@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.artifacts import sha256
 from toolkit.data.examine.companions import examine_mask, examine_rest
 from toolkit.data.examine.content_checks import Expected, Tally, check_tokens
-from toolkit.data.examine.findings import Advance, Finding, Place
+from toolkit.data.examine.findings import Advance, Finding, Place, Status
 from toolkit.data.examine.index_checks import Index
 from toolkit.data.examine.locate import Dataset
 from toolkit.data.examine.structure import Examination, check_structure, collect
@@ -43,8 +43,12 @@ def examine(
         DataError: there is no such tokenizer.
     """
     found = []
+    opened: dict[Path | None, TokenizerFolder | None] = {}
     for dataset in datasets:
-        found.append(_examine(dataset, dataset.tokenizer(tokenizer), advance, subset))
+        folder = dataset.artifact.folder if dataset.artifact else None
+        if folder not in opened:  # once for all shards: a large vocabulary takes a second
+            opened[folder] = dataset.tokenizer(tokenizer)
+        found.append(collect(dataset, _checks(dataset, opened[folder], advance, subset)))
         if dataset.mask is not None:
             found.append(examine_mask(dataset, dataset.mask, advance))
     artifacts = {d.artifact.folder: d.artifact for d in datasets if d.artifact}
@@ -56,12 +60,6 @@ def sizes(datasets: Sequence[Dataset]) -> int:
     """Bytes of tokens and masks that ``examine`` reads."""
     prefixes = [p for d in datasets for p in (d.prefix, d.mask) if p is not None]
     return sum(bin_path(p).stat().st_size for p in prefixes if bin_path(p).is_file())
-
-
-def _examine(
-    dataset: Dataset, tokenizer: TokenizerFolder | None, advance: Advance, subset: bool
-) -> Examination:
-    return collect(dataset, _checks(dataset, tokenizer, advance, subset))
 
 
 def _checks(
@@ -152,8 +150,8 @@ def _content(index: Index, expected: Expected, tally: Tally) -> Iterator[Finding
     if tally.highest is not None:
         size = expected.vocab_size
         bound = f"below the vocabulary of {size:,}" if size else "no vocabulary is known"
-        status = "ok" if size else "skip"
-        yield Finding("vocabulary", status, f"highest id {tally.highest:,}, {bound}")  # type: ignore[arg-type]
+        status: Status = "ok" if size else "skip"
+        yield Finding("vocabulary", status, f"highest id {tally.highest:,}, {bound}")
     yield _end_of_documents(index, expected, tally)
     if tally.empty:
         whole = tally.documents + tally.empty
@@ -181,5 +179,5 @@ def _end_of_documents(index: Index, expected: Expected, tally: Tally) -> Finding
         f"token {eod}",
         f"token {token}",
     )
-    status = "fail" if expected.ends_with_eod else "note"
-    return Finding("end of document", status, detail, place)  # type: ignore[arg-type]
+    status: Status = "fail" if expected.ends_with_eod else "note"
+    return Finding("end of document", status, detail, place)
