@@ -88,7 +88,9 @@ def read_recorded(given: Path) -> Artifact:
     if folder is not None:
         return read_artifact(folder)
     if not given.is_dir():
-        raise DataError("no such folder", where=str(given))
+        prefix = given.is_file() or idx_path(given).is_file()
+        hint = "`toolkit data inspect` and `doctor` take a prefix" if prefix else None
+        raise DataError("not the folder of an artifact", where=str(given), hint=hint)
     stages = sorted(p.parent.parent.name for p in given.glob(f"*/artifact/{MANIFEST}"))
     hint = "a stage's folder, or the artifact/ in it, has one"
     if (given / STAGE_FILE).is_file():
