@@ -1,28 +1,35 @@
 """The items of one large JSON array, one after another, with memory for the longest of them.
 
-Only brackets, commas and quotes are looked at; each item's bytes are then parsed strictly by
-whoever takes them, so that an item that is no JSON loses only itself.
+What lies before the next ``}, {`` is parsed: if that is an object, it is the item, for no object is
+the beginning of another one. Else brackets, commas and quotes are counted to find the item's end,
+so that an item that is no JSON loses only itself.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
+
+import orjson
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _WITHIN = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+", re.DOTALL)
 """Up to the next bracket outside of strings, or the beginning of a string that isn't all there."""
 _BETWEEN = re.compile(rb'(?:[^"{}\[\],]++|' + _STRING + rb")*+", re.DOTALL)
 """The same, and commas."""
+_BOUNDARY = re.compile(rb"\}[ \t\r\n]*+,[ \t\r\n]*+\{")
 LONGEST_ITEM = 1 << 30
+UNREAD = object()
+"""The value of an item whose end was found by counting: its bytes may be no JSON."""
 
 
 class BrokenArrayError(Exception):
     """The text is no whole array: what is wrong behind the last item that was given."""
 
 
-def array_items(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The items' bytes, without blanks around them.
+def array_items(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, Any]]:
+    """The items' bytes, without blanks around them, and their values or ``UNREAD``.
 
     Args:
         blocks: the content; the first byte that isn't blank is ``[``.
@@ -33,9 +40,10 @@ def array_items(blocks: Iterator[bytes]) -> Iterator[bytes]:
     scanner = _Scanner(blocks)
     count = 0
     while True:
+        yield from scanner.objects()
         item, closed = scanner.item()
         if item:
-            yield item
+            yield item, UNREAD
             count += 1
         elif count or not closed:
             raise BrokenArrayError("there is nothing between two commas, or behind the last one")
@@ -52,6 +60,17 @@ class _Scanner:
         while not self._buffer.lstrip():
             self._buffer = next(blocks)
         self._start = self._position = self._buffer.index(b"[") + 1
+
+    def objects(self) -> Iterator[tuple[bytes, Any]]:
+        """The next items, as long as they are whole objects that others follow."""
+        while found := _BOUNDARY.search(self._buffer, self._position):
+            item = self._buffer[self._position : found.start() + 1]
+            try:
+                value = orjson.loads(item)
+            except orjson.JSONDecodeError:
+                return
+            self._position = found.end() - 1
+            yield item, value
 
     def item(self) -> tuple[bytes, bool]:
         """The next item, and whether the array ends behind it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from toolkit.data.json_items import BrokenArrayError, array_items
+from toolkit.data.json_items import UNREAD, BrokenArrayError, array_items
 from toolkit.data.records import BadRecord, OnBad, Place, Record, not_an_object, utf8_problem
 from toolkit.data.streams import Stream
 from toolkit.errors import DataError
@@ -45,9 +45,10 @@ def read_json(stream: Stream, on_bad: OnBad) -> Iterator[Record]:
         return
     place, number = stream.place, 0
     try:
-        for number, item in enumerate(array_items(stream.blocks()), start=1):
-            record = _item(item, place, number, on_bad)
-            if record is not None:
+        for number, (item, value) in enumerate(array_items(stream.blocks()), start=1):
+            if value is not UNREAD:
+                yield Record(value, place, number)
+            elif (record := _item(item, place, number, on_bad)) is not None:
                 yield record
     except BrokenArrayError as error:
         message = f"invalid JSON behind item {number} of the array: {error}"
