@@ -35,9 +35,10 @@ class C4Quality:
         reasons: Reasons = [lines if isinstance(lines, str) else None for lines in found]
         few = [i for i, r in enumerate(reasons) if r is None and len(found[i]) < least]
         counts = sentences([line for i in few for line in found[i]], batch.splitter)
-        ends = np.cumsum([len(found[i]) for i in few])
-        for index, lines in zip(few, np.split(counts, ends[:-1]), strict=True):
-            if lines.sum() < least:
+        ends = np.cumsum([len(found[i]) for i in few], dtype=np.int64)
+        totals = np.concatenate(([0], np.cumsum(counts)))[np.concatenate(([0], ends))]
+        for index, total in zip(few, np.diff(totals).tolist(), strict=True):
+            if total < least:
                 reasons[index] = "too_few_sentences"
         edited = (
             text if reason else "\n".join(lines).strip()

@@ -11,6 +11,8 @@ from toolkit.data.clean.words import Ints, Words
 
 Hashes = npt.NDArray[np.uint64]
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+BEYOND_WORDS = 1 << 40
+"""Numbers from here on are no ids of words: what they mix to is not a word's."""
 
 
 def mixed(values: npt.NDArray[np.generic]) -> Hashes:
@@ -129,7 +131,7 @@ class Grams:
         hashes = self.hashes(n)
         places = np.flatnonzero(np.arange(n, n + len(hashes)) <= self.ends[: len(hashes)])
         documents = self.documents[places]
-        seeds = mixed(np.arange(len(self.words.offsets)))
+        seeds = mixed(BEYOND_WORDS + np.arange(len(self.words.offsets)))
         return hashes[places] + seeds[documents], places, documents
 
     def _covered(self, places: Ints, n: int) -> Ints:
