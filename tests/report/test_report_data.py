@@ -53,6 +53,20 @@ def test_a_documents_artifact_shows_what_was_removed_and_why(run_dir: Path) -> N
     assert "Drops," not in page.text, "a mapping is shown as bars, not as facts again"
 
 
+def test_parts_of_the_bar_have_the_colours_of_their_legend(run_dir: Path) -> None:
+    text = build_report(run_dir).read_text()
+    section = text[text.index('id="data"') : text.index('id="layout"')]
+    bars = re.findall(r'<div class="bar".*?</div>', section, re.DOTALL)
+    legends = re.findall(r'<ul class="parts".*?</ul>', section, re.DOTALL)
+    assert len(bars) == len(legends) == 2
+    for bar, legend in zip(bars, legends, strict=True):
+        shown = re.findall(r'class="part-(\w+)"', legend)
+        drawn = re.findall(r'class="part-(\w+)"', bar)
+        assert drawn == [name for name in shown if name in drawn]
+        assert all(f".part-{name} {{" in text for name in shown)
+    assert re.findall(r'class="part-(\w+)"', bars[0]) == ["written", "quarantined", "removed"]
+
+
 def test_bars_are_widest_where_there_is_most() -> None:
     (drops,) = [b for b in data_charts(CLEANED).bars if b.title == "Removed, by reason"]
     assert [row.label for row in drops.shown] == list(CLEANED["drops"])
