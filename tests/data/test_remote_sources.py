@@ -233,7 +233,10 @@ def test_shards_of_objects(memory: str) -> None:
     assert sum(shard.size for shard in shards) == sum(source.size for source in sources)
     found = [d for shard in shards for d in DocumentReader(shard.parts)]
     whole = list(DocumentReader([Part.of(source) for source in sources]))
-    assert [(d.text, d.where) for d in found] == [(d.text, d.where) for d in whole]
+    assert [d.text for d in found] == [d.text for d in whole]
+    lines = [d.where for d in found if "b.jsonl" in d.where]
+    assert lines[0] == "memory:///data/b.jsonl:1"
+    assert re.fullmatch(r"memory:///data/b\.jsonl\[from byte \d+\]:\d+", lines[-1])
     assert len(shards) > len(sources)
 
 

@@ -79,22 +79,20 @@ class Stream:
         Raises:
             DataError: as ``blocks``, or a line is longer than ``LONGEST_LINE``.
         """
-        begun: list[bytes] = []
-        length = number = 0
+        begun, number = bytearray(), 0  # grows in place: a list of pieces would leave holes
         for block in self._blocks:
             lines = block.split(b"\n")
-            begun.append(lines[0])
-            length += len(lines[0])
-            if length > LONGEST_LINE:
+            if len(begun) + len(lines[0]) > LONGEST_LINE:
                 message = f"a line of more than {LONGEST_LINE:,} bytes"
                 raise DataError(message, where=self.place.where(number + 1))
+            begun += lines[0]
             if len(lines) > 1:
-                last = lines.pop()
-                lines[0], begun, length = b"".join(begun), [last], len(last)
+                lines[0], begun = bytes(begun), bytearray(lines.pop())
                 number += len(lines)
                 yield lines
-        if length:
-            whole, begun = b"".join(begun), []
+        if begun:
+            whole = bytes(begun)
+            del begun
             yield [whole]
 
     def lines(self) -> Iterator[bytes]:
@@ -151,8 +149,7 @@ def open_stream(part: Part, *, paragraphs: bool = False) -> Iterator[Stream]:
             stop = None if part.stop is None else max(start, find(file, part.stop))
         except OSError as error:
             raise unreadable(source.name, error) from error
-        before = functools.partial(_newlines_before, source, start) if start else 0
-        yield Stream(file, source, Place(source.name, before), start, stop)
+        yield Stream(file, source, _place(source, start), start, stop)
         check_unchanged(source, file)
 
 
@@ -163,6 +160,15 @@ def damaged(name: str, error: Exception) -> DataError:
         where=name,
         hint="the file was probably not copied whole; copy it again",
     )
+
+
+def _place(source: Source, start: int) -> Place:
+    """Names lines by their number in the file, or in the part where counting needs a network."""
+    if start == 0:
+        return Place(source.name)
+    if source.is_remote:
+        return Place(f"{source.name}[from byte {start}]")
+    return Place(source.name, functools.partial(_newlines_before, source, start))
 
 
 def _newlines_before(source: Source, offset: int) -> int:
