@@ -15,21 +15,18 @@ from sentencepiece import SentencePieceProcessor
 from some_tokenizers import GIGATOKEN_HAS, KINDS, SPECIAL, texts
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
-from toolkit.data import encoders, word_piece
+from toolkit.data import gigatoken_encoder, word_piece
 from toolkit.data.backends import HARD_TEXTS, probe_texts
-from toolkit.data.encoders import (
+from toolkit.data.encoders import Encoded, Encoder, TokenizersEncoder, open_encoder
+from toolkit.data.gigatoken_encoder import (
     GIGATOKEN_SCHEMES,
     SEPARATOR,
-    Encoded,
-    Encoder,
     GigatokenEncoder,
-    TokenizersEncoder,
-    open_encoder,
     open_gigatoken,
     split,
 )
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
-from toolkit.errors import ToolkitError
+from toolkit.errors import DataError, ToolkitError
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {**dict.fromkeys(GIGATOKEN_HAS, "gigatoken"), "word-piece": "word-piece"}
@@ -256,10 +253,18 @@ def test_word_pieces_forget(
     expected = oracle(tokenizers["word-piece"])
     batch = [f"word{i} na\u00efve{i} and averylongword{i}" for i in range(40)]
     assert_gives(encoder.encode_batch(batch), [expected(text) for text in batch])
-    inner = encoder._words  # type: ignore[attr-defined]
-    assert 0 < len(inner._words) <= 5
-    assert 0 < len(inner._others) <= 5
-    assert max(map(len, inner._words)) <= 8
+    memory = encoder._words._memory  # type: ignore[attr-defined]
+    assert 0 < len(memory) <= 5
+    assert max(map(len, memory)) <= 8
+
+
+def test_tiktoken_names_a_text_that_it_can_not_split(
+    opened: dict[tuple[str, bool], Encoder],
+) -> None:
+    blank = "It begins" + " " * 1_000_000
+    with pytest.raises(DataError, match=r"split a text of 1,000,009 char.*begins 'It begins  "):
+        opened["tekken", False].encode_batch(["fine", blank])
+    assert opened["tekken", True].encode_batch(["fine", blank]).lengths[1] > 0
 
 
 def test_text_that_is_an_added_but_no_special_token(
@@ -350,11 +355,11 @@ def test_the_cache_is_dropped_when_the_process_grew(
     encoder = open_gigatoken(tokenizers["byte-level"])
     expected = encoder.encode_batch(["some text"]).tokens.tolist()
     first = encoder._tokenizer
-    grown = encoders.resident_bytes() + encoders.CACHE_BYTES
-    monkeypatch.setattr(encoders, "resident_bytes", lambda: grown - 10 * 2**20)
+    grown = gigatoken_encoder.resident_bytes() + gigatoken_encoder.CACHE_BYTES
+    monkeypatch.setattr(gigatoken_encoder, "resident_bytes", lambda: grown - 10 * 2**20)
     assert encoder.encode_batch(["some text"]).tokens.tolist() == expected
     assert encoder._tokenizer is first
-    monkeypatch.setattr(encoders, "resident_bytes", lambda: grown + 100 * 2**20)
+    monkeypatch.setattr(gigatoken_encoder, "resident_bytes", lambda: grown + 100 * 2**20)
     assert encoder.encode_batch(["some text"]).tokens.tolist() == expected
     assert encoder._tokenizer is not first
     second = encoder._tokenizer
@@ -363,9 +368,9 @@ def test_the_cache_is_dropped_when_the_process_grew(
 
 
 def test_memory_is_read() -> None:
-    before = encoders.resident_bytes()
+    before = gigatoken_encoder.resident_bytes()
     held = np.ones(8 << 20, np.int64)
-    assert encoders.resident_bytes() - before > 0.9 * held.nbytes
+    assert gigatoken_encoder.resident_bytes() - before > 0.9 * held.nbytes
 
 
 SCRIPT = """

@@ -1,9 +1,10 @@
 """WordPiece as BERT has it, each word once: several times as fast as ``tokenizers`` alone.
 
 What BERT's normalizer and splitting (``BertNormalizer``, ``BertPreTokenizer`` of ``tokenizers``) do
-to ASCII is simple: controls are dropped, letters and digits are words, punctuation stands alone. A
-word's tokens are kept, for it comes again. What stands between blanks and is not all ASCII goes to
-``tokenizers``, once as well: neither step looks beyond white space.
+to ASCII is simple: controls are dropped, letters and digits are words, punctuation stands alone. So
+that is done here; ``tokenizers`` encodes each word once, and its tokens are kept, for it comes
+again. The same goes for what stands between blanks and is not all ASCII: neither step looks beyond
+white space.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 from tokenizers import Tokenizer
 
 LIMIT = 1 << 19
-"""Entries that a memory may have, some 200 bytes each; then it starts anew."""
+"""Entries that the memory may have, some 200 bytes each; then it starts anew."""
 LONGEST = 32
 """Characters of what is kept: scripts without blanks have lines that never come again."""
 _WORDS = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
@@ -34,7 +35,6 @@ def is_bert(tokenizer_json: str) -> bool:
     normalizer, splitting = settings.get("normalizer") or {}, settings.get("pre_tokenizer") or {}
     return (
         settings["model"].get("type") == "WordPiece"
-        and settings["model"]["unk_token"] in settings["model"]["vocab"]
         and normalizer.get("type") == "BertNormalizer"
         and normalizer.get("clean_text") is True
         and splitting.get("type") == "BertPreTokenizer"
@@ -46,7 +46,7 @@ class WordPiece:
     """Encodes texts to the bytes of their ids (u32)."""
 
     def __init__(self, tokenizer_json: str) -> None:
-        self._words, self._others = Words(tokenizer_json), Others(tokenizer_json)
+        self._memory = Memory(tokenizer_json)
         self._lowercase = bool(orjson.loads(tokenizer_json)["normalizer"]["lowercase"])
 
     def encode(self, text: str) -> bytes:
@@ -62,50 +62,16 @@ class WordPiece:
             start = max(start, at)
             yield self._ascii(text[at:start])
             at = match.end()
-            yield self._others[text[start:at]]
+            yield self._memory[text[start:at]]
         yield self._ascii(text[at:])
 
     def _ascii(self, text: str) -> bytes:
         words = _WORDS.findall(text.lower() if self._lowercase else text)
-        return b"".join(map(self._words.__getitem__, words))
+        return b"".join(map(self._memory.__getitem__, words))
 
 
-class Words(dict[str, bytes]):
-    """Tokens of words: the longest piece of the vocabulary from the left, then the next."""
-
-    def __init__(self, tokenizer_json: str) -> None:
-        super().__init__()
-        model = orjson.loads(tokenizer_json)["model"]
-        ids: dict[str, int] = model["vocab"]
-        self._pieces = {token: np.uint32(i).tobytes() for token, i in ids.items()}
-        self._unknown = self._pieces[model["unk_token"]]
-        self._prefix: str = model["continuing_subword_prefix"]
-        self._longest_piece = max(map(len, ids))
-        self._longest_word: int = model["max_input_chars_per_word"]
-
-    def __missing__(self, word: str) -> bytes:
-        found = self._encode(word)
-        _keep(self, word, found)
-        return found
-
-    def _encode(self, word: str) -> bytes:
-        if len(word) > self._longest_word:
-            return self._unknown
-        found, start, before = [], 0, ""
-        while start < len(word):
-            for end in range(min(len(word), start + self._longest_piece), start, -1):
-                piece = self._pieces.get(before + word[start:end])
-                if piece is not None:
-                    break
-            else:
-                return self._unknown
-            found.append(piece)
-            start, before = end, self._prefix
-        return b"".join(found)
-
-
-class Others(dict[str, bytes]):
-    """Tokens of what is not all ASCII, by ``tokenizers``."""
+class Memory(dict[str, bytes]):
+    """Tokens of texts, encoded by ``tokenizers`` when they first come."""
 
     def __init__(self, tokenizer_json: str) -> None:
         super().__init__()
@@ -117,12 +83,8 @@ class Others(dict[str, bytes]):
     def __missing__(self, text: str) -> bytes:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         found = np.array(ids, np.uint32).tobytes()
-        _keep(self, text, found)
+        if len(text) <= LONGEST:
+            if len(self) >= LIMIT:
+                self.clear()
+            self[text] = found
         return found
-
-
-def _keep(memory: dict[str, bytes], text: str, tokens: bytes) -> None:
-    if len(text) <= LONGEST:
-        if len(memory) >= LIMIT:
-            memory.clear()
-        memory[text] = tokens
