@@ -137,7 +137,10 @@ def content(kind: str, folder: Path, chance: random.Random) -> None:
         shutil.rmtree(folder / "tokenizer")
         write_tokenizer(folder / "tokenizer", letter=chance.choice("abc"))
     elif kind == "flip tokenizer":
-        flip(folder / "tokenizer" / "tokenizer_config.json", chance)
+        flip(
+            folder / "tokenizer" / chance.choice(["tokenizer_config.json", "tokenizer.json"]),
+            chance,
+        )
     elif kind == "truncate mask":
         path = bin_path(folder / f"{two.name}_mask")
         path.write_bytes(path.read_bytes()[: -chance.randint(1, 40)])
@@ -160,19 +163,8 @@ def test_it_finds_200_corruptions_of_an_artifact(published: Path, tmp_path: Path
         folder = tmp_path / str(number)
         shutil.copytree(published, folder)
         content(kind, folder, chance)
-        found = failure_or_refusal(folder)
-        assert found, (number, kind)
+        assert failure(folder) is not None, (number, kind)
         shutil.rmtree(folder)
-
-
-def failure_or_refusal(folder: Path) -> str:
-    """What is found; a tokenizer that can't be read any more is an error of its own."""
-    try:
-        found = failure(folder)
-    except DataError as error:
-        assert "tokenizer" in str(error.where)
-        return str(error)
-    return found.detail if found else ""
 
 
 def test_a_tokenizer_that_is_not_the_dataset_s(published: Path, sound: Path) -> None:

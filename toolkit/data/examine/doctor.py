@@ -21,6 +21,10 @@ from toolkit.data.examine.locate import Dataset
 from toolkit.data.examine.structure import Examination, check_structure, collect
 from toolkit.data.indexed import bin_path, idx_path
 from toolkit.data.tokenizer_folder import TokenizerFolder
+from toolkit.errors import DataError
+
+Opened = TokenizerFolder | DataError | None
+"""A tokenizer, why it can't be read, or None where none is known."""
 
 
 def examine(
@@ -43,17 +47,27 @@ def examine(
         DataError: there is no such tokenizer.
     """
     found = []
-    opened: dict[Path | None, TokenizerFolder | None] = {}
+    opened: dict[Path | None, Opened] = {}
     for dataset in datasets:
         folder = dataset.artifact.folder if dataset.artifact else None
         if folder not in opened:  # once for all shards: a large vocabulary takes a second
-            opened[folder] = dataset.tokenizer(tokenizer)
+            opened[folder] = _open(dataset, tokenizer)
         found.append(collect(dataset, _checks(dataset, opened[folder], advance, subset)))
         if dataset.mask is not None:
             found.append(examine_mask(dataset, dataset.mask, advance))
     artifacts = {d.artifact.folder: d.artifact for d in datasets if d.artifact}
     found += [examine_rest(a) for a in artifacts.values() if a.files]
     return found
+
+
+def _open(dataset: Dataset, given: Path | None) -> Opened:
+    """The tokenizer to compare with; of an artifact's own that can't be read, why."""
+    try:
+        return dataset.tokenizer(given)
+    except DataError as error:
+        if given is not None:
+            raise
+        return error
 
 
 def sizes(datasets: Sequence[Dataset]) -> int:
@@ -63,10 +77,13 @@ def sizes(datasets: Sequence[Dataset]) -> int:
 
 
 def _checks(
-    dataset: Dataset, tokenizer: TokenizerFolder | None, advance: Advance, subset: bool
+    dataset: Dataset, tokenizer: Opened, advance: Advance, subset: bool
 ) -> Iterator[Finding]:
     index, contiguous = yield from check_structure(dataset, subset)
     yield from _manifest(dataset, index)
+    if isinstance(tokenizer, DataError):
+        yield Finding("tokenizer", "fail", tokenizer.message, Place(str(tokenizer.where)))
+        return
     yield _tokenizer(dataset, tokenizer)
     if np.dtype(index.header.dtype).kind == "f":
         yield Finding("tokens", "skip", "these are no token ids but fractions")
@@ -116,8 +133,7 @@ def _expected(dataset: Dataset, index: Index, tokenizer: TokenizerFolder | None)
     size, eod = dataset.recorded("vocab_size"), dataset.recorded("eod_id")
     if tokenizer is not None:
         size = tokenizer.vocab_size
-        named = tokenizer.eos_token()
-        if eod is None and dataset.artifact is None and named is not None:
+        if dataset.artifact is None and (named := tokenizer.eos_token()) is not None:
             eod = tokenizer.vocabulary.get(named)
     entry = dataset.entry(bin_path(dataset.prefix))
     made = dataset.artifact.kind if dataset.artifact else ""
