@@ -13,6 +13,7 @@ from toolkit.megatron.layout import layout_of, layout_problems, padded_vocab_siz
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
+from toolkit.plan.datasets import dataset_problems
 from toolkit.stage import StageConfig
 
 
@@ -48,6 +49,8 @@ def _problems(name: str, config: StageConfig, source: Source) -> Iterator[Proble
     if isinstance(config, PretrainConfig):
         for key, message in layout_problems(config, config.world_size()):
             yield source.problem((*prefix, *key.split(".")), message)
+        for key, message in dataset_problems(config, source.data["stages"]):
+            yield source.problem((*prefix, key), message)
     elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
         message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
         yield source.problem((*prefix, "resources"), message)

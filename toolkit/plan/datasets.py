@@ -1,0 +1,49 @@
+"""What a pretraining stage's data will be, followed through the stages that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.megatron.config import PretrainConfig
+
+DEFAULT_SPLIT = PretrainConfig.model_fields["split"].default
+
+
+def makers(stages: Mapping[str, Any], name: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The stages, by name and as written, that a dataset comes from: ``name`` and those before.
+
+    Settings that are not valid are passed over: they are reported elsewhere.
+    """
+    waiting: list[Any] = [name]
+    seen: set[str] = set()
+    while waiting:
+        current = waiting.pop(0)
+        if not isinstance(current, str) or current in seen:
+            continue
+        stage = stages.get(current)
+        if not isinstance(stage, Mapping):
+            continue
+        seen.add(current)
+        yield current, stage
+        given = stage.get("dataset") if stage.get("kind") == "pack" else stage.get("data")
+        waiting += given if isinstance(given, list) else [given]
+
+
+def dataset_problems(
+    config: PretrainConfig, stages: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """What contradicts the stages that make the data: (key, message)."""
+    for name, stage in makers(stages, config.data):
+        length = stage.get("seq_length")
+        if stage.get("kind") == "pack" and isinstance(length, int) and length != config.sequence:
+            yield (
+                "seq_length",
+                f"the rows that {name!r} (pack) makes have {length} tokens, and seq_length is"
+                f" {config.sequence} here; make them one number",
+            )
+        if stage.get("kind") == "split" and config.split != DEFAULT_SPLIT:
+            yield (
+                "split",
+                f"the data is split already, by {name!r}; leave split out here",
+            )
