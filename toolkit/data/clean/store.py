@@ -6,6 +6,7 @@ Columns, or keys: ``text``, ``id``, ``metadata`` (in parquet JSON), ``language``
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -134,12 +135,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 for row in batch.to_pylist():
                     yield {**row, "metadata": orjson.loads(row["metadata"])}
     else:
-        from toolkit.data.files import Source
-        from toolkit.data.shards import Part
-        from toolkit.data.streams import open_stream
-
-        with open_stream(Part.of(Source(str(path), "jsonl", "zst", path))) as stream:
-            yield from map(orjson.loads, stream.lines())
+        with zstandard.open(path, "rb") as stream:
+            yield from map(orjson.loads, io.BufferedReader(stream))
 
 
 def _row(document: Stored, extra: Sequence[str]) -> dict[str, Any]:
