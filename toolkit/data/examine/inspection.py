@@ -83,7 +83,7 @@ def inspect(
 ) -> Inspection:
     """Look at datasets through their indexes; of the tokens only a few are read.
 
-    Loss masks, a byte for each token, are read whole. Memory is some 16 bytes a document.
+    Loss masks, a byte for each token, are read whole. Memory is some 24 bytes a document.
 
     Raises:
         DataError: a dataset is not whole, or there is no such tokenizer.

@@ -10,7 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99)
+CHUNK = 1 << 20
+"""Documents at a time."""
+BITS = 64
 Lengths = npt.NDArray[np.integer[Any]]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ def length_histogram(lengths: Lengths) -> list[int]:
 
     Bin ``k > 0`` has the lengths from ``2**(k-1)`` to ``2**k - 1``.
     """
-    counts = np.bincount(_bins(lengths), minlength=1) if len(lengths) else np.zeros(1, np.int64)
-    return [int(count) for count in counts]
+    documents, _ = _count(lengths)
+    return [int(count) for count in documents]
 
 
 def summarize(parts: Iterable[Lengths]) -> LengthSummary:
@@ -51,25 +55,25 @@ def summarize(parts: Iterable[Lengths]) -> LengthSummary:
     lengths = np.concatenate([np.zeros(0, np.int32), *parts])
     if not len(lengths):
         return LengthSummary(0, 0, 0, 0, 0.0, {}, ())
-    found = np.percentile(lengths, PERCENTILES)
+    bins, tokens = _table(lengths), int(lengths.sum(dtype=np.int64))
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    found = np.percentile(lengths, PERCENTILES, overwrite_input=True)
     return LengthSummary(
         documents=len(lengths),
-        tokens=int(lengths.sum(dtype=np.int64)),
-        shortest=int(lengths.min()),
-        longest=int(lengths.max()),
-        mean=float(lengths.mean(dtype=np.float64)),
+        tokens=tokens,
+        shortest=shortest,
+        longest=longest,
+        mean=tokens / len(lengths),
         percentiles={p: float(v) for p, v in zip(PERCENTILES, found, strict=True)},
-        bins=_table(lengths),
+        bins=bins,
     )
 
 
 def _table(lengths: Lengths) -> tuple[Bin, ...]:
-    bins = _bins(lengths)
-    documents = np.bincount(bins)
-    tokens = np.bincount(bins, weights=lengths)
+    documents, tokens = _count(lengths)
     first = int(np.argmax(documents > 0))
     return tuple(
-        Bin(*_bounds(k), int(documents[k]), round(tokens[k])) for k in range(first, len(documents))
+        Bin(*_bounds(k), int(documents[k]), int(tokens[k])) for k in range(first, len(documents))
     )
 
 
@@ -77,6 +81,13 @@ def _bounds(number: int) -> tuple[int, int]:
     return (1 << number - 1, (1 << number) - 1) if number else (0, 0)
 
 
-def _bins(lengths: Lengths) -> npt.NDArray[np.int64]:
-    """The number of bits of each length."""
-    return np.frexp(lengths.astype(np.float64))[1].astype(np.int64)
+def _count(lengths: Lengths) -> tuple[Counts, Counts]:
+    """Documents and tokens by the number of bits of a length, up to the last bin that is used."""
+    documents, tokens = np.zeros(BITS, np.int64), np.zeros(BITS, np.int64)
+    for start in range(0, len(lengths), CHUNK):
+        part = lengths[start : start + CHUNK]
+        bits = np.frexp(part.astype(np.float64))[1]
+        documents += np.bincount(bits, minlength=BITS)
+        np.add.at(tokens, bits, part)
+    used = int(np.flatnonzero(documents).max(initial=0)) + 1
+    return documents[:used], tokens[:used]
