@@ -159,7 +159,8 @@ Found = tuple[tuple[str | int, ...], str, Reference]
 
 def references(config: BaseModel) -> Iterator[Found]:
     """Every reference that a config holds."""
-    yield from raw_references(type(config), dict(config))
+    model = type(config)  # not dict(config): a setting called ``keys`` would hide its method
+    yield from raw_references(model, {name: getattr(config, name) for name in model.model_fields})
 
 
 def raw_references(model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[Found]:
