@@ -4,6 +4,7 @@ import itertools
 import logging
 import random
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,33 @@ def test_exact_duplicates_are_all_found_and_the_first_stays(
     assert run.info()["exact"]["removed"] == len(expected)
 
 
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["", " ", "a", "A", "a b", "a  b ", "b a", "."]), max_size=6)
+    ),
+    st.sampled_from([None, EXACTLY]),
+)
+def test_any_shards_of_short_texts(
+    shards: list[list[str]], exactly: ExactDedupSettings | None
+) -> None:
+    """Short texts are near duplicates where their words are equal: each one's key tells."""
+    expected: dict[int, str] = {}
+    seen: dict[Any, int] = {}
+    for number, text in enumerate(flat(shards)):
+        words = tuple(text.lower().replace(".", " ").split())
+        if exactly and seen.setdefault(normalise(text), number) != number:
+            expected[number] = "exact_duplicate"
+        elif words and seen.setdefault(words, number) != number:
+            expected[number] = "near_duplicate"
+    near = NearDedupSettings(num_perm=16, bands=1, rows=16)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.data.tasks.sync", lambda path: None)
+        hashed = hash_shards(Path(folder, "h"), shards, exactly, near)
+        found = removed_ids(dedup(Path(folder), hashed, exactly, near))
+    assert {number: reason for number, (reason, _) in found.items()} == expected
+
+
 def test_case_is_no_difference_where_that_is_wished(tmp_path: Path) -> None:
     lower = ExactDedupSettings(lowercase=True)
     for number, (setting, count) in enumerate(((EXACTLY, 0), (lower, 1))):
@@ -231,6 +259,7 @@ def test_workers_and_ranks_change_nothing(
     ranks: int,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    monkeypatch.setattr(phases, "WORTH_PROCESSES", 0)
     hashed = hash_shards(tmp_path / "h", corpus, EXACTLY, NEARLY)
     one = dedup(tmp_path / "one", hashed, EXACTLY, NEARLY)
     many = dedup(tmp_path / "many", hashed, EXACTLY, NEARLY, workers=workers, ranks=ranks)

@@ -96,7 +96,8 @@ def write_removed(folder: Path, removed: Ids, kept: Ids) -> None:
 
 def _read(task: ExactTask) -> tuple[Ids, Ids, Ids]:
     """The halves of the hashes in the task's range, and the ids of their documents."""
-    columns: tuple[list[Ids], list[Ids], list[Ids]] = ([], [], [])
+    nothing = np.zeros(0, np.uint64)
+    columns: tuple[list[Ids], ...] = ([nothing], [nothing], [nothing])
     for shard, begin in enumerate(task.layout.starts[:-1]):
         high = mapped(task.layout.path(shard, HIGH), np.uint64)
         where = between(high, *hash_range(task.part, task.parts))

@@ -11,6 +11,8 @@ documents of few shingles) take the least hash over all shingles, of a function 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +21,6 @@ from toolkit.data.dedup.words import Hashes, Offsets, mix
 
 ROUNDS = 16
 EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
-PRODUCT = 1 << 20
-"""Pairs of bin and shingle that are hashed at once."""
 DOCUMENTS = 512
 """Documents of which the bins are filled at once: what fits a processor's cache."""
 
@@ -71,6 +71,8 @@ def _bins(hashes: Hashes, counts: Offsets, num_perm: int) -> Hashes:
     for step in range(ROUNDS):
         owners = np.repeat(open_ones * num_perm, counts[open_ones])
         _fill(bins.reshape(-1), left, owners, num_perm, step)
+        if step > 3 and step & (step + 1):
+            continue  # whose bins are full is looked at after rounds 1 to 4, 8 and 16
         unfilled = (bins[open_ones] == EMPTY).any(axis=1) & (counts[open_ones] > 0)
         if not unfilled.any():
             return bins
@@ -93,21 +95,28 @@ def _fill(bins: Hashes, hashes: Hashes, owners: Offsets, num_perm: int, step: in
 
 
 def _fill_rest(bins: Hashes, hashes: Hashes, counts: Offsets) -> None:
-    """Fill what is empty still: for each empty bin, hash all the document's shingles."""
-    documents, places = np.nonzero((bins == EMPTY) & (counts > 0)[:, None])
-    if not len(documents):
-        return
-    starts = np.cumsum(counts) - counts
+    """Fill what is empty still: for each empty bin, hash all the document's shingles again.
+
+    Bins are taken together by their documents' j-th shingles, those of long documents in front:
+    a multiplication by the bin's own odd number is hash enough for values that are mixed.
+    """
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    ranks, places = np.nonzero(bins[order] == EMPTY)
+    documents = order[ranks]
+    multipliers = _multipliers(bins.shape[1])[places]
+    starts = (np.cumsum(counts) - counts)[documents]
     sizes = counts[documents]
-    ends = np.cumsum(sizes)
-    cuts = np.searchsorted(ends, np.arange(0, ends[-1], PRODUCT), side="left").tolist()
-    for first, last in zip(cuts, [*cuts[1:], len(documents)], strict=True):
-        if first == last:
-            continue
-        size = sizes[first:last]
-        begins = np.cumsum(size) - size
-        index = np.arange(size.sum()) + np.repeat(starts[documents[first:last]] - begins, size)
-        salt = mix((places[first:last].astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP))
-        mixed = mix(hashes[index] ^ np.repeat(salt, size))
-        least = np.minimum.reduceat(mixed, begins) & _LOW
-        bins[documents[first:last], places[first:last]] = least | np.uint64(ROUNDS << 32)
+    left = np.searchsorted(-sizes, -np.arange(sizes.max(initial=0)), side="left")
+    least = np.full(len(documents), EMPTY)
+    for step, bound in enumerate(left.tolist()):
+        again = hashes[starts[:bound] + step]
+        again *= multipliers[:bound]
+        np.minimum(least[:bound], again, out=least[:bound])
+    bins[documents, places] = (least >> _HALF) | np.uint64(ROUNDS << 32)
+
+
+@functools.cache
+def _multipliers(num_perm: int) -> Hashes:
+    """An odd number for each bin."""
+    numbers = np.arange(1, num_perm + 1, dtype=np.uint64)
+    return mix(numbers * np.uint64(_STEP)) | np.uint64(1)

@@ -54,8 +54,10 @@ FUNCTIONS = {
     VERIFY: f"{PACKAGE}.verify:decide",
     CLUSTERS: f"{PACKAGE}.clusters:find_clusters",
 }
-EXACT_BYTES, BAND_BYTES = 20, 12
-"""What is read of a document in a phase, for the progress line."""
+EXACT_BYTES, BAND_BYTES, VERIFY_BYTES = 20, 12, 500
+"""About what is read of a document in a phase, for the progress line."""
+WORTH_PROCESSES = 32 << 20
+"""Bytes that a phase reads from which on processes are started for it, which takes a while."""
 CURVE = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Similarities at which the S-curve is reported, beside the threshold."""
 LEAST_FOUND = 0.8
@@ -169,7 +171,10 @@ class Dedup:
         """Do this rank's tasks of a phase; those before it must be done, by all ranks."""
         if phase == BUCKETS and self._near and self._context.rank == 0:
             _announce(self._near)
-        run_tasks(phase, FUNCTIONS[phase], self._tasks(phase), self._context, workers=self._workers)
+        tasks = self._tasks(phase)
+        small = sum(task.size for task in tasks) < WORTH_PROCESSES
+        workers = 1 if small else self._workers
+        run_tasks(phase, FUNCTIONS[phase], tasks, self._context, workers=workers)
 
     def removals(self) -> Removals:
         """What all phases found."""
@@ -216,7 +221,8 @@ class Dedup:
             return [(self._shingles(number), s.size) for number, s in enumerate(self._shards)]
         if phase == VERIFY:
             before = self._folders(BUCKETS), self._folders(SHINGLES)
-            return [(task, 0) for task in verify_tasks(self.layout, self._near, *before)]
+            verify = verify_tasks(self.layout, self._near, *before)
+            return [(task, VERIFY_BYTES * (task.stop - task.start)) for task in verify]
         return [(ClusterTask(self.layout, self._near.keep, self._folders(VERIFY)), 0)]
 
     def _shingles(self, shard: int) -> ShinglesTask:

@@ -35,7 +35,7 @@ BLOCK = 1 << 14
 """Documents whose pairs are decided at once."""
 GROUP = 1 << 18
 """Documents of one task."""
-COMPARED = 1 << 22
+COMPARED = 1 << 20
 """Shingles that are compared at once."""
 PAIR_BITS = 12
 """Of a 64-bit key, what tells pairs apart; the rest are bits of the shingle's hash."""
