@@ -181,19 +181,18 @@ def test_a_rerun_does_only_what_is_left(
     calls: list[str] = []
     from toolkit.data.clean import shard
 
-    real = shard.clean_shard
+    real = shard._clean
 
-    def dies(work: Any, output: Any) -> dict[str, Any]:
+    def dies(reader: Any, pipeline: Any, recipe: Any, output: Any, *rest: Any) -> None:
         calls.append(output.folder.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(work, output)
+        real(reader, pipeline, recipe, output, *rest)
 
-    monkeypatch.setattr(shard, "clean_shard", dies)
-    one = {**FULL, "resources": {"cpus_per_task": 1}}
+    monkeypatch.setattr(shard, "_clean", dies)
     with pytest.raises(KeyboardInterrupt):
-        clean(context, sources, **one)
-    again = clean(context, sources, **one)
+        clean(context, sources, **FULL)
+    again = clean(context, sources, **FULL)
     shards = len(set(calls))
     assert shards > 3 and len(calls) == shards + 1
     assert contents(again) == contents(whole)
