@@ -164,7 +164,7 @@ def test_exact_duplicates_are_all_found_and_the_first_stays(
     assert run.info()["exact"]["removed"] == len(expected)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     st.lists(
         st.lists(st.sampled_from(["", " ", "a", "A", "a b", "a  b ", "b a", "."]), max_size=6)
