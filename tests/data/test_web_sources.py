@@ -1,6 +1,7 @@
 """Web archives and HTML files: the main text of pages, and a count of what is none."""
 
 import gzip
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -88,11 +89,15 @@ def test_pages_of_an_archive(tmp_path: Path) -> None:
     assert "the page http://a/8 can't be decoded: Gzip" in bad[0].reason
 
 
-def test_documents_of_an_archive_count_what_was_skipped(tmp_path: Path) -> None:
+def test_documents_of_an_archive_count_what_was_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.warc"
     path.write_bytes(ARCHIVE[2] + ARCHIVE[6] + response("http://b", b"<html></html>", HTML))
     reader = DocumentReader(expand(path), "content")
-    assert ["Stra\u00dfe" in d.text for d in reader] == [True]
+    with caplog.at_level(logging.INFO):
+        assert ["Stra\u00dfe" in d.text for d in reader] == [True]
+    assert caplog.messages == [f"{path}: passed over what is no page: 1 x image/png"]
     assert (reader.read, reader.documents, reader.empty) == (2, 1, 1)
     assert reader.skipped == {"image/png": 1}
 

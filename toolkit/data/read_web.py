@@ -7,6 +7,7 @@ status 200, HTML resources, and conversions to text (WET) are records; other res
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,8 @@ from resiliparse.parse.html import HTMLParserException
 from toolkit.data.records import BadRecord, OnBad, Record
 from toolkit.data.streams import Stream
 from toolkit.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 HTTP_OK = 200
@@ -75,7 +78,7 @@ def read_warc(
     Raises:
         DataError: the archive is damaged or cut off.
     """
-    place, number = stream.place, 0
+    place, number, before = stream.place, 0, Counter(skipped)
     archive: Any = _Archive(stream)
     records = ArchiveIterator(archive, parse_http=False, stream_detect=False)
     try:
@@ -96,6 +99,9 @@ def read_warc(
     except (OSError, EOFError) as error:
         message = f"the archive is damaged or cut off behind record {number}: {error}"
         raise DataError(message, where=place.name) from error
+    if passed := skipped - before:
+        shown = ", ".join(f"{count:,} x {reason}" for reason, count in passed.most_common())
+        logger.info("%s: passed over what is no page: %s", place.name, shown)
 
 
 class _Archive:
