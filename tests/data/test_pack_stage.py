@@ -36,10 +36,14 @@ def write_rows_of(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def chat(context: StageContext, data: str, seq_length: int = 128, **chosen: Any) -> Artifact:
+def config_of(data: str, seq_length: int = 128, **chosen: Any) -> PackConfig:
     raw = {"data": [data], "tokenizer": "vocabulary", "seq_length": seq_length,
            "resources": {"cpus_per_task": 1}, **chosen}  # fmt: skip
-    published = run(PackConfig.model_validate(raw), context)
+    return PackConfig.model_validate(raw)
+
+
+def chat(context: StageContext, data: str, seq_length: int = 128, **chosen: Any) -> Artifact:
+    published = run(config_of(data, seq_length, **chosen), context)
     assert published is not None
     return published
 
@@ -110,8 +114,12 @@ def test_the_result_does_not_depend_on_the_shards(
     monkeypatch.setattr(source, "SHARD_BYTES", 1000)
     monkeypatch.setattr(rows, "BLOCK", 300)
     context = stage_context("many", "pack", vocabulary=vocabulary.folder)
-    cut = chat(context, file)
+    context.phase = "tokenize"
+    assert run(config_of(file), context) is None
     assert len(list((context.work / "tokenize").iterdir())) > 5
+    context.phase = "finish"
+    cut = chat(context, file)
+    assert not (context.work / "tokenize").exists()
     assert [f.sha256 for f in cut.files] == [f.sha256 for f in whole.files]
     assert cut.info["data"] == whole.info["data"]
 
@@ -126,8 +134,7 @@ def test_a_rerun_tokenizes_only_what_is_missing(
     monkeypatch.setattr(source, "SHARD_BYTES", 1000)
     file = write_rows_of(tmp_path / "chat.jsonl", QUESTIONS)
     context = stage_context("packed", "pack", vocabulary=vocabulary.folder)
-    raw = {"data": [file], "tokenizer": "vocabulary", "seq_length": 128}
-    config = PackConfig.model_validate(raw | {"resources": {"cpus_per_task": 1}})
+    config = config_of(file)
     context.world_size = 2
     for context.rank, context.phase in ((0, "tokenize"), (0, "finish")):
         if context.phase == "finish":
@@ -138,9 +145,15 @@ def test_a_rerun_tokenizes_only_what_is_missing(
     done = {p: p.stat().st_mtime_ns for p in (context.work / "tokenize").glob("*/tokens.bin")}
     context.rank, context.phase = 1, "tokenize"
     run(config, context)
-    context.rank, context.phase = 0, "finish"
-    assert run(config, context) is not None
     assert done == {path: path.stat().st_mtime_ns for path in done}
+    context.rank, context.phase = 0, "finish"
+    (damaged,) = (context.work / "tokenize").glob("00003/tokens.bin")
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-2] + b"\1\1")
+    with pytest.raises(DataError, match="checksum differs"):
+        run(config, context)
+    damaged.write_bytes(whole)
+    assert run(config, context) is not None
 
 
 LONG = {"prompt": "Count.", "completion": " ".join(str(n) for n in range(200))}

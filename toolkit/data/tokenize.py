@@ -20,9 +20,9 @@ from toolkit.data.config import TokenizeConfig
 from toolkit.data.dataset_info import describe
 from toolkit.data.merge import merge_indexed
 from toolkit.data.pack.blend import write_data_args
+from toolkit.data.task_checks import verify
 from toolkit.data.tasks import (
     TaskResult,
-    checksum,
     results,
     run_tasks,
     start_crew,
@@ -68,7 +68,7 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
     built = context.building()
     try:
         tokenizer = take_tokenizer(context.path(config.tokenizer), built / "tokenizer")
-        _verify(done, context)
+        verify(done, context)
         prefixes = _assemble(config, plan, done, built)
         bad = _join_quarantines(done, built / QUARANTINE)
         info = describe(config, plan, done, prefixes, built, tokenizer)
@@ -91,23 +91,6 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
         *(counts["text_bytes"] / 1e6 / seconds, plan.recipe.backend, plan.reason),
     )
     return artifact
-
-
-def _verify(done: Sequence[TaskResult], context: StageContext) -> None:
-    """Compare every shard with its checksum: hours may lie between its writing and this."""
-    total = sum(path.stat().st_size for result in done for path in result.files.values()) / 1e6
-    seen = 0.0
-    for result in done:
-        for name, recorded in result.checksums.items():
-            path = result.path(name)
-            if checksum(path) != recorded:
-                raise DataError(
-                    "the shard's checksum differs from the one recorded when it was written",
-                    where=str(path),
-                    hint=f"remove {result.folder} and run the same command again",
-                )
-            seen += path.stat().st_size / 1e6
-            context.progress(seen, total, unit="MB verified")
 
 
 def _assemble(

@@ -20,6 +20,7 @@ from toolkit.data.pack.config import TOKENIZE, PackConfig
 from toolkit.data.pack.dataset import Dataset, open_dataset
 from toolkit.data.pack.examples import Pair, too_long
 from toolkit.data.shards import plan_shards
+from toolkit.data.task_checks import verify
 from toolkit.data.tasks import Task, TaskResult, results
 from toolkit.data.tokenizer_folder import (
     CHAT_TEMPLATE,
@@ -78,13 +79,14 @@ def open_source(
     """Find what is to be packed, and copy its tokenizer to ``built/tokenizer``.
 
     Raises:
-        DataError: rows that are too long (``overflow: error``) or teach nothing; a dataset that
-            is packed or blended.
+        DataError: rows that are too long (``overflow: error``) or teach nothing; a shard that is
+            not as it was written; a dataset that is packed or blended.
         StageError: conversations that are not tokenized yet.
     """
     if not tasks:
         return _documents(config, context, built)
     found = results(TOKENIZE, tasks, context)
+    verify(found, context)
     rows, account = _account(config, found)
     chat = _chat(config, context)
     tokenizer = take_tokenizer(chat.tokenizer, built / "tokenizer")

@@ -50,10 +50,12 @@ def run(config: PackConfig, context: StageContext) -> Artifact | None:
     try:
         source = open_source(config, context, tasks, built)
         info = _pack(source, config, context, built)
-        return context.publish(built, "dataset", info=info)
+        artifact = context.publish(built, "dataset", info=info)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
+    shutil.rmtree(context.work / TOKENIZE, ignore_errors=True)
+    return artifact
 
 
 def _pack(source: Source, config: PackConfig, context: StageContext, built: Path) -> dict[str, Any]:
