@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from toolkit.data.encoders import Encoded, Encoder, open_encoder
@@ -127,6 +128,23 @@ def test_special_tokens_in_a_text_stay_text(encoder: Encoder, decoder: dict[int,
         tokens = documents(fim(1, 0.5, seed).apply([text], encoder))[0]
         assert sum(token >= 256 for token in tokens) == 3
         assert restore(tokens, decoder)[1] == text
+
+
+@pytest.mark.parametrize("backend", ["sentencepiece", "gigatoken"])
+def test_no_blank_comes_in_at_a_cut(backend: str, tokenizer_folders: dict[str, Path]) -> None:
+    folder = open_tokenizer(tokenizer_folders["sentencepiece-bpe"])
+    processor = SentencePieceProcessor(str(folder.files[0]))
+    names = FimSettings(prefix_token="<ctl>", middle_token="<s>", suffix_token="</s>", fim_rate=1)
+    permute = Fim.of(names, folder, 1)
+    texts = [f"some{i} words\n  in  lines, na\u00efve \u4e2d\u6587" for i in range(40)]
+    found = documents(permute.apply(texts, open_encoder(folder, backend)))
+    for text, tokens in zip(texts, found, strict=True):
+        middle, suffix = tokens.index(permute.middle), tokens.index(permute.suffix)
+        if suffix == 1:
+            ordered = tokens[middle + 1 :] + tokens[2:middle]
+        else:
+            ordered = tokens[1:suffix] + tokens[middle + 1 :] + tokens[suffix + 1 : middle]
+        assert processor.decode(ordered) == text
 
 
 def test_no_texts(encoder: Encoder) -> None:

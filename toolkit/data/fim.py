@@ -5,6 +5,9 @@ any place. PSM is ``<prefix-token> prefix <suffix-token> suffix <middle-token> m
 paper's variant 2, as Megatron-LM has it: ``<prefix-token> <suffix-token> suffix <middle-token>
 prefix middle``. What becomes of a document follows from the seed and its text alone: neither the
 number of shards or workers nor the order of the documents changes a byte.
+
+SentencePiece puts a blank in front of every text. A cut is no beginning, so there the blank is kept
+out, as Code Llama does it: a mark goes in front, and its tokens are taken off.
 """
 
 from __future__ import annotations
@@ -22,9 +25,19 @@ from toolkit.data.fim_config import FIM_TOKENS, FimSettings
 from toolkit.data.tokenizer_folder import TokenizerFolder
 from toolkit.errors import ToolkitError
 
-Tokens = tuple[int, ...]
-Piece = tuple[Tokens, str]
-"""Special tokens, and the text that follows them."""
+MARK = "\ue000"
+"""A character of no script, which no tokenizer has joined with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a document."""
+
+    special: tuple[int, ...]
+    """Tokens in front of it."""
+    text: str
+    cut: bool = False
+    """Whether it begins where the document was cut."""
 
 
 def draws(key: bytes, count: int, seed: int) -> list[float]:
@@ -79,11 +92,19 @@ class Fim:
         """
         chosen, spm, one, two = draws(text.encode() if key is None else key, 4, self.seed)
         if chosen >= self.fim_rate:
-            return [((), text)]
+            return [Piece((), text)]
         prefix, middle, suffix = cut(text, one, two)
         if spm < self.fim_spm_rate:
-            return [((self.prefix, self.suffix), suffix), ((self.middle,), prefix), ((), middle)]
-        return [((self.prefix,), prefix), ((self.suffix,), suffix), ((self.middle,), middle)]
+            return [
+                Piece((self.prefix, self.suffix), suffix, cut=True),
+                Piece((self.middle,), prefix),
+                Piece((), middle, cut=True),
+            ]
+        return [
+            Piece((self.prefix,), prefix),
+            Piece((self.suffix,), suffix, cut=True),
+            Piece((self.middle,), middle, cut=True),
+        ]
 
     def apply(
         self, texts: Sequence[str], encoder: Encoder, keys: Sequence[bytes] | None = None
@@ -98,14 +119,25 @@ class Fim:
         given = [None] * len(texts) if keys is None else keys
         of = [self.pieces(text, key) for text, key in zip(texts, given, strict=True)]
         flat = [piece for pieces in of for piece in pieces]
-        encoded = encoder.encode_batch([text for _, text in flat])
-        with_special = _insert(encoded, [special for special, _ in flat])
+        with_special = _insert(_encode(flat, encoder), [piece.special for piece in flat])
         firsts = np.cumsum([0, *(len(pieces) for pieces in of)], dtype=np.int64)[:-1]
         lengths = np.add.reduceat(with_special.lengths, firsts) if of else with_special.lengths
         return Encoded(with_special.tokens, lengths)
 
 
-def _insert(encoded: Encoded, special: Sequence[Tokens]) -> Encoded:
+def _encode(pieces: Sequence[Piece], encoder: Encoder) -> Encoded:
+    """The tokens of the pieces, without what the encoder puts in front of a text at a cut."""
+    alone, after, letter = encoder.encode_batch([MARK, f"x{MARK}", "x"]).lengths
+    marked = np.array([piece.cut and alone > after - letter for piece in pieces], np.bool_)
+    texts = [MARK + p.text if m else p.text for p, m in zip(pieces, marked, strict=True)]
+    encoded = encoder.encode_batch(texts)
+    firsts = (np.cumsum(encoded.lengths) - encoded.lengths)[marked]
+    kept = np.ones(len(encoded.tokens), np.bool_)
+    kept[(firsts[:, None] + np.arange(alone)).ravel()] = False
+    return Encoded(encoded.tokens[kept], encoded.lengths - alone * marked)
+
+
+def _insert(encoded: Encoded, special: Sequence[tuple[int, ...]]) -> Encoded:
     """Each text with special tokens, two at most, in front of it."""
     counts = np.fromiter(map(len, special), np.int64, len(special))
     lengths = encoded.lengths + counts
