@@ -56,6 +56,8 @@ def describe(
         "backend": plan.recipe.backend,
         "backend_reason": plan.reason,
     }
+    if skipped := sum((Counter(result.info["skipped"]) for result in done), Counter()):
+        info["skipped"] = dict(skipped)  # what web archives hold beside pages
     if config.output == "shards" or any(group.weight for group in plan.groups):
         info["weights"] = weights(plan.groups, prefixes, built)
     return info

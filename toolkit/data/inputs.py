@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.artifacts import MANIFEST, read_artifact
 from toolkit.context import StageContext
-from toolkit.data.sources import Source, expand, is_named
+from toolkit.data.sources import Source, expand_each, is_named
 from toolkit.errors import DataError
 
 DOCUMENTS = "documents"
@@ -20,7 +20,16 @@ def expand_inputs(references: Sequence[str], context: StageContext) -> list[Sour
     Raises:
         DataError: see ``expand`` and ``locate_source``.
     """
-    return expand([locate_source(reference, context) for reference in references])
+    return [source for found in expand_each_input(references, context) for source in found]
+
+
+def expand_each_input(references: Sequence[str], context: StageContext) -> list[list[Source]]:
+    """As ``expand_inputs``, apart for each reference.
+
+    Raises:
+        DataError: as ``expand_inputs``.
+    """
+    return expand_each([locate_source(reference, context) for reference in references])
 
 
 def locate_source(reference: str, context: StageContext) -> str | Path:

@@ -65,9 +65,18 @@ def expand(sources: str | Path | Sequence[str | Path]) -> list[Source]:
         sources = [sources]
     if not sources:
         raise DataError("no sources are given")
-    found = [(str(given), source) for given in sources for source in _expand_one(given)]
-    _refuse_twice(found)
-    return [source for _, source in found]
+    return [source for found in expand_each(sources) for source in found]
+
+
+def expand_each(sources: Sequence[str | Path]) -> list[list[Source]]:
+    """As ``expand``, apart for each of the sources.
+
+    Raises:
+        DataError: as ``expand``.
+    """
+    each = [list(_expand_one(given)) for given in sources]
+    _refuse_twice([(str(g), s) for g, found in zip(sources, each, strict=True) for s in found])
+    return each
 
 
 def is_named(given: str) -> bool:

@@ -17,7 +17,7 @@ from toolkit.data.config import TokenizeConfig
 from toolkit.data.documents import DocumentReader
 from toolkit.data.files import Source
 from toolkit.data.fim import Fim
-from toolkit.data.inputs import expand_inputs
+from toolkit.data.inputs import expand_each_input
 from toolkit.data.planning import remember_sources
 from toolkit.data.shards import Part, plan_shards
 from toolkit.data.tasks import Task
@@ -64,13 +64,12 @@ class Cut:
 
 def cut_sources(config: TokenizeConfig, context: StageContext) -> list[Cut]:
     """Cut the sources into shards, each of one source of the settings."""
-    groups = make_groups(config)
-    expand_inputs([r for group in groups for r in group.references], context)  # none named twice
+    named = [(group, r) for group in make_groups(config) for r in group.references]
+    each = expand_each_input([reference for _, reference in named], context)
     return [
         Cut(group, reference, *shard)
-        for group in groups
-        for reference in group.references
-        for shard in _shards(expand_inputs([reference], context), config)
+        for (group, reference), sources in zip(named, each, strict=True)
+        for shard in _shards(sources, config)
     ]
 
 

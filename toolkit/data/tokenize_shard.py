@@ -100,6 +100,7 @@ def tokenize_shard(work: ShardWork, output: TaskOutput) -> dict[str, Any]:
     return {
         "read": reader.read,
         "quarantined": reader.bad,
+        "skipped": dict(reader.skipped),
         "keys": {tally.key: tally.counts(reader) for tally in tallies},
         "sources": read,
     }
