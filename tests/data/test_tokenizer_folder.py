@@ -78,6 +78,7 @@ def test_a_versioned_model_is_taken_under_its_usual_name(
     taken = take_tokenizer(model, tmp_path / "taken")
     assert taken.files == (tmp_path / "taken" / "tokenizer.model",)
     assert taken.kind == "sentencepiece"
+    assert find_tokenizer(tmp_path).files == (model,)
 
 
 def test_the_checksum_is_that_of_the_file(folders: dict[str, Path]) -> None:
@@ -162,12 +163,25 @@ def test_a_vocabulary_of_bert(lower: bool | None, folders: dict[str, Path], tmp_
 # Whole files of other programs
 
 
-def test_tekken_as_mistral_common_reads_it(tmp_path: Path) -> None:
+LISTED = [
+    {"rank": rank, "token_str": token, "is_control": True}
+    for rank, token in enumerate(["<unk>", "<s>", "</s>", "[NEW]"])
+]
+
+
+@pytest.mark.parametrize("listed", [None, LISTED], ids=["v3", "v11"])
+def test_tekken_as_mistral_common_reads_it(
+    tmp_path: Path, listed: list[dict[str, Any]] | None
+) -> None:
     tekkenizer = pytest.importorskip(
         "mistral_common.tokens.tokenizers.tekken", reason="compares with mistral-common"
     ).Tekkenizer
     file = tekken(tmp_path, byte_level(tmp_path)) / "tekken.json"
     (tmp_path / "tokenizer.json").unlink()
+    if listed is not None:
+        raw = json.loads(file.read_text())
+        raw["config"]["version"] = "v11"
+        file.write_text(json.dumps({**raw, "special_tokens": listed}))
     theirs = tekkenizer.from_file(file)
     ours = open_tokenizer(tmp_path)
     assert ours.vocab_size == theirs.n_words

@@ -54,6 +54,15 @@ CARRIED = (
     BERT_VOCABULARY,
 )
 """The files that make a tokenizer; of a model's folder these alone are copied."""
+LOOKED_FOR = (
+    TOKENIZER_JSON,
+    TEKKEN_JSON,
+    "*.tiktoken",
+    "*.model",
+    "*.model.v*",
+    BERT_VOCABULARY,
+)
+"""What defines a tokenizer, in the order of precedence."""
 LIBRARIES: dict[TokenizerKind, str] = {
     "tokenizers": "tokenizers",
     "sentencepiece": "sentencepiece",
@@ -79,7 +88,9 @@ class TokenizerFolder:
         if self.kind != "tokenizers":
             return None
         if self.files[0].suffix == ".txt":
-            return str(_word_piece(self.files[0], self._settings()).to_str())
+            from toolkit.data.word_piece import bert_tokenizer
+
+            return str(bert_tokenizer(self.files[0], self._settings()).to_str())
         try:
             return self.files[0].read_bytes().decode()
         except UnicodeDecodeError as error:
@@ -225,7 +236,7 @@ def find_tokenizer(path: Path) -> TokenizerFolder:
     """
     if path.is_file():
         return _of_file(path, path.parent)
-    for pattern in (TOKENIZER_JSON, TEKKEN_JSON, "*.tiktoken", "*.model", BERT_VOCABULARY):
+    for pattern in LOOKED_FOR:
         found = sorted(path.glob(pattern))
         if len(found) > 1 and path / SENTENCEPIECE_MODEL in found:
             found = [path / SENTENCEPIECE_MODEL]
@@ -237,7 +248,7 @@ def find_tokenizer(path: Path) -> TokenizerFolder:
     raise DataError(
         "no tokenizer that can be read",
         where=str(path),
-        hint=f"looked for {TOKENIZER_JSON}, {TEKKEN_JSON}, *.tiktoken, *.model, {BERT_VOCABULARY}",
+        hint=f"looked for {', '.join(LOOKED_FOR)}",
     )
 
 
@@ -287,28 +298,6 @@ def _vocabulary_of_json(text: str, path: Path) -> Mapping[str, int]:
         # tokenizers raises plain Exception for whatever it can't parse
         raise DataError(f"not a readable tokenizer: {error}", where=str(path)) from error
     return vocabulary
-
-
-def _word_piece(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
-    """BERT's tokenizer of a ``vocab.txt``, with the defaults of transformers' ``BertTokenizer``."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    tokens = path.read_text(encoding="utf-8").split("\n")
-    vocabulary = {token.rstrip("\r"): i for i, token in enumerate(tokens) if token.strip()}
-    unknown = str(settings.get("unk_token") or "[UNK]")
-    if unknown not in vocabulary:
-        raise DataError(f"the vocabulary has no {unknown}", where=str(path))
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = (unknown, "[CLS]", "[SEP]", "[PAD]", "[MASK]")
-    tokenizer.add_special_tokens([token for token in special if token in vocabulary])
-    return tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:

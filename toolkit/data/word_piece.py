@@ -10,11 +10,15 @@ white space.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from toolkit.errors import DataError
 
 LIMIT = 1 << 19
 """Entries that the memory may have, some 200 bytes each; then it starts anew."""
@@ -88,3 +92,31 @@ class Memory(dict[str, bytes]):
                 self.clear()
             self[text] = found
         return found
+
+
+def bert_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """BERT's tokenizer of a ``vocab.txt``, with the defaults of transformers' ``BertTokenizer``.
+
+    Args:
+        path: one token a line, in the order of their ids.
+        settings: what ``tokenizer_config.json`` says: ``do_lower_case`` and the like.
+
+    Raises:
+        DataError: the token for unknown words is missing.
+    """
+    tokens = path.read_text(encoding="utf-8").split("\n")
+    vocabulary = {token.rstrip("\r"): i for i, token in enumerate(tokens) if token.strip()}
+    unknown = str(settings.get("unk_token") or "[UNK]")
+    if unknown not in vocabulary:
+        raise DataError(f"the vocabulary has no {unknown}", where=str(path))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = (unknown, "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    tokenizer.add_special_tokens([token for token in special if token in vocabulary])
+    return tokenizer
