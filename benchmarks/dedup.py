@@ -38,7 +38,8 @@ import xxhash
 from corpus import build_corpus
 
 from toolkit.context import StageContext
-from toolkit.data.dedup.buckets import read_pairs
+from toolkit.data.dedup.arrays import Folders
+from toolkit.data.dedup.buckets import Pairs
 from toolkit.data.dedup.config import VERIFY, NearDedupSettings, dedup_phases
 from toolkit.data.dedup.hashes import DocumentHashes
 from toolkit.data.dedup.phases import Dedup, HashedShard, Removals
@@ -176,8 +177,8 @@ def run_workers(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(folder: Path, documents: int) -> list[tuple[int, int]]:
-    folders = tuple(str(path) for path in sorted((folder / "work" / VERIFY).iterdir()))
-    codes, _ = read_pairs(folders, 0, documents**2)
+    folders = Folders(str(path) for path in sorted((folder / "work" / VERIFY).iterdir()))
+    codes, _ = Pairs(folders).between(0, documents**2)
     return [divmod(code, documents) for code in codes.tolist()]
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from toolkit.context import StageContext
 from toolkit.data.dedup import buckets, clusters, exact, phases, verify
-from toolkit.data.dedup.arrays import Layout
-from toolkit.data.dedup.buckets import read_pairs
+from toolkit.data.dedup.arrays import Folders, Layout, is_marked, removed_bits
+from toolkit.data.dedup.buckets import Pairs
 from toolkit.data.dedup.clusters import find, join
 from toolkit.data.dedup.config import (
     BUCKETS,
@@ -75,8 +75,7 @@ def true_pairs(texts: Sequence[str], near: NearDedupSettings) -> dict[Pair, floa
 
 def found_pairs(run: Dedup) -> dict[Pair, float]:
     documents = run.layout.documents
-    folders = tuple(str(result.folder) for result in run._results(VERIFY))
-    codes, similarities = read_pairs(folders, 0, documents**2)
+    codes, similarities = Pairs(run._folders(VERIFY)).between(0, documents**2)
     pairs = [divmod(code, documents) for code in codes.tolist()]
     return dict(zip(pairs, similarities.tolist(), strict=True))
 
@@ -350,11 +349,12 @@ def test_a_bucket_task_keeps_to_its_memory(tmp_path: Path, monkeypatch: pytest.M
         np.arange(documents // 4, dtype=np.uint32).tofile(folder / buckets.ORDER)
         shards.append(str(folder))
     near = NearDedupSettings(bands=1, rows=2)
-    layout = Layout(tuple(shards), (documents // 4,) * 4)
+    layout = Layout(Folders(shards), (documents // 4,) * 4)
     monkeypatch.setattr(buckets, "ENTRIES", documents // parts)
-    tasks = buckets.bucket_tasks(layout, near, ())
+    none = removed_bits([], documents)
+    tasks = buckets.bucket_tasks(layout, near, Folders())
     assert len(tasks) == parts
-    sizes = [len(buckets._read(task, 0)[0]) for task in tasks]
+    sizes = [len(buckets._read(task, 0, none)[0]) for task in tasks]
     assert sum(sizes) == documents
     assert max(sizes) < 1.1 * documents / parts
 
@@ -430,3 +430,20 @@ def test_runs_of_other_scripts_in_ascii_text(tmp_path: Path) -> None:
     alone, within = shingle([long, "x " * 40_000 + long], near).sets()
     assert set(alone.tolist()) < set(within.tolist())
     assert len(within) == len(alone) + 1
+
+
+def test_bits_of_removed_documents(tmp_path: Path) -> None:
+    for number, ids in enumerate(([0, 9, 63], [], [8, 10, 64])):
+        (tmp_path / str(number)).mkdir()
+        np.array(ids, np.uint64).tofile(tmp_path / str(number) / "removed.bin")
+    bits = removed_bits([tmp_path / name for name in "012"], 65)
+    found = np.flatnonzero(is_marked(bits, np.arange(65, dtype=np.uint64)))
+    assert found.tolist() == [0, 8, 9, 10, 63, 64]
+
+
+def test_what_tells_layouts_apart() -> None:
+    one = Layout(Folders(["a", "b"]), (1, 2))
+    assert repr(one) == repr(Layout(Folders(["a", "b"]), (1, 2)))
+    for other in (Layout(Folders(["a", "c"]), (1, 2)), Layout(Folders(["a", "b"]), (2, 1))):
+        assert repr(other) != repr(one)
+    assert len(repr(Layout(Folders(["folder"] * 10_000), (1,) * 10_000))) < 200

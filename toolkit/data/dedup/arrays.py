@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.uint64]
@@ -57,14 +58,34 @@ def hash_range(part: int, parts: int) -> tuple[int, int]:
     return (part << 64) // parts, ((part + 1) << 64) // parts
 
 
-@dataclass(frozen=True)
+class Folders(tuple[str, ...]):
+    """Paths of folders, of which there may be thousands; in a task's ``repr`` they are a digest."""
+
+    @cached_property
+    def digest(self) -> str:
+        """xxh3-128 of all paths, in hexadecimal."""
+        return xxhash.xxh3_128_hexdigest("\0".join(self).encode())
+
+    def __repr__(self) -> str:
+        return f"Folders({len(self)}, {self.digest})"
+
+
+@dataclass(frozen=True, repr=False)
 class Layout:
     """The shards of a run in the order of their sources: document ids count through all of them."""
 
-    folders: tuple[str, ...]
+    folders: Folders
     """Where ``DocumentHashes`` wrote each shard's files."""
     counts: tuple[int, ...]
     """Documents of each shard."""
+
+    def __repr__(self) -> str:
+        return self._shown
+
+    @cached_property
+    def _shown(self) -> str:
+        counts = xxhash.xxh3_128_hexdigest(self.starts.tobytes())
+        return f"Layout({self.folders!r}, {counts})"
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -110,5 +131,27 @@ def removed_between(folders: Sequence[str | Path], start: int, stop: int) -> tup
     return ids[order], np.concatenate(kept)[order]
 
 
+def removed_bits(folders: Sequence[str | Path], documents: int) -> npt.NDArray[np.uint8]:
+    """What tasks removed, one bit for each document: see ``is_marked``."""
+    bits = np.zeros(-(-documents // 8), np.uint8)
+    for folder in folders:
+        ids = mapped(Path(folder, REMOVED), np.uint64)
+        for start in range(0, len(ids), CHUNK):
+            some = ids[start : start + CHUNK]
+            np.bitwise_or.at(bits, some >> np.uint64(3), _bit(some))
+    return bits
+
+
+def is_marked(bits: npt.NDArray[np.uint8], ids: Ids) -> npt.NDArray[np.bool_]:
+    """Whether the bits of these ids are set."""
+    marked: npt.NDArray[np.bool_] = bits[ids >> np.uint64(3)] & _bit(ids) != 0
+    return marked
+
+
+def _bit(ids: Ids) -> npt.NDArray[np.uint8]:
+    return np.left_shift(np.uint8(1), (ids & np.uint64(7)).astype(np.uint8))
+
+
+CHUNK = 1 << 20
 REMOVED, KEPT = "removed.bin", "kept.bin"
 """u64: ids of removed documents, sorted, and of those that stay in their stead."""

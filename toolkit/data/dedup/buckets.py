@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.data.dedup.arrays import (
+    Folders,
     Ids,
     Layout,
     between,
     distinct,
     hash_range,
+    is_marked,
     mapped,
-    removed_between,
+    removed_bits,
 )
 from toolkit.data.dedup.config import NearDedupSettings
 from toolkit.data.dedup.hashes import KEYS, ORDER, SIGNATURES
@@ -69,16 +71,14 @@ class BucketTask:
 
     layout: Layout
     near: NearDedupSettings
-    exact: tuple[str, ...]
+    exact: Folders
     """Folders of the tasks that found exact duplicates, which take no part any more."""
     bands: tuple[int, ...]
     part: int
     parts: int
 
 
-def bucket_tasks(
-    layout: Layout, near: NearDedupSettings, exact: tuple[str, ...]
-) -> list[BucketTask]:
+def bucket_tasks(layout: Layout, near: NearDedupSettings, exact: Folders) -> list[BucketTask]:
     """Tasks of at most ``ENTRIES`` keys each, if they are spread as hashes should be."""
     bands, _ = near.banding()
     at_once = min(max(1, ENTRIES // max(layout.documents, 1)), -(-bands // SHARES))
@@ -91,7 +91,9 @@ def find_candidates(task: BucketTask, output: TaskOutput) -> dict[str, Any]:
     """Write the pairs that may be near duplicates, with the estimates of their similarity."""
     low, high = doubts(task.near)
     documents = task.layout.documents
-    codes = distinct(np.concatenate([_pairs(*_read(task, b), documents) for b in task.bands]))
+    gone = removed_bits(task.exact, documents)
+    found = [_pairs(*_read(task, band, gone), documents) for band in task.bands]
+    codes = distinct(np.concatenate(found))
     doubtful: list[Ids] = [np.zeros(0, np.uint64)]
     candidates = 0
     with (
@@ -101,11 +103,11 @@ def find_candidates(task: BucketTask, output: TaskOutput) -> dict[str, Any]:
         for start in range(0, len(codes), PAIRS):
             chunk = codes[start : start + PAIRS]
             left, right = split_codes(chunk, documents)
-            found = _estimates(task, left, right)
-            kept = found >= low
+            estimates = _estimates(task, left, right)
+            kept = estimates >= low
             pairs.write(chunk[kept].tobytes())
-            similarities.write(found[kept].tobytes())
-            unsure = kept & (found < high)
+            similarities.write(estimates[kept].tobytes())
+            unsure = kept & (estimates < high)
             doubtful.append(distinct(np.concatenate((left[unsure], right[unsure]))))
             candidates += int(kept.sum())
     distinct(np.concatenate(doubtful)).tofile(output.path(DOUBTFUL))
@@ -133,26 +135,25 @@ def _pairs(keys: Ids, ids: Ids, documents: int) -> Ids:
     return np.concatenate(found)
 
 
-def _read(task: BucketTask, band: int) -> tuple[Ids, Ids]:
-    """The keys of a band in the task's range, and the ids of their documents."""
+def _read(task: BucketTask, band: int, gone: npt.NDArray[np.uint8]) -> tuple[Ids, Ids]:
+    """The keys of a band in the task's range, and the ids of their documents.
+
+    Args:
+        task: which range, and of which shards.
+        band: its number.
+        gone: the bits of documents that are left out.
+    """
     bands, _ = task.near.banding()
     keys, ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for shard, begin in enumerate(task.layout.starts[:-1].tolist()):
         row = mapped(task.layout.path(shard, KEYS), np.uint64).reshape(bands, -1)[band]
         where = between(row, *hash_range(task.part, task.parts))
         order = mapped(task.layout.path(shard, ORDER), np.uint32).reshape(bands, -1)[band][where]
-        stays = _stays(task, shard)[order]
-        keys.append(row[where][stays])
-        ids.append(order[stays].astype(np.uint64) + np.uint64(begin))
-    return np.concatenate(keys), np.concatenate(ids)
-
-
-def _stays(task: BucketTask, shard: int) -> npt.NDArray[np.bool_]:
-    """Which of a shard's documents are no exact duplicates."""
-    start, stop = task.layout.starts[shard : shard + 2].tolist()
-    stays = np.ones(stop - start, np.bool_)
-    stays[removed_between(task.exact, start, stop)[0].astype(np.int64) - start] = False
-    return stays
+        keys.append(row[where])
+        ids.append(order.astype(np.uint64) + np.uint64(begin))
+    all_keys, all_ids = np.concatenate(keys), np.concatenate(ids)
+    stays = ~is_marked(gone, all_ids)
+    return all_keys[stays], all_ids[stays]
 
 
 def _estimates(task: BucketTask, left: Ids, right: Ids) -> npt.NDArray[np.float32]:
@@ -162,13 +163,22 @@ def _estimates(task: BucketTask, left: Ids, right: Ids) -> npt.NDArray[np.float3
     return estimate(rows[places[: len(left)]], rows[places[len(left) :]])
 
 
-def read_pairs(folders: tuple[str, ...], start: int, stop: int) -> tuple[Ids, Any]:
-    """The pairs that any of these tasks wrote, of codes from ``start`` to below ``stop``."""
-    codes, similarities = [np.zeros(0, np.uint64)], [np.zeros(0, np.float32)]
-    for folder in folders:
-        written = mapped(Path(folder, CODES), np.uint64)
-        where = between(written, start, stop)
-        codes.append(written[where])
-        similarities.append(mapped(Path(folder, SIMILARITIES), np.float32)[where])
-    unique, first = np.unique(np.concatenate(codes), return_index=True)
-    return unique, np.concatenate(similarities)[first]
+class Pairs:
+    """The pairs that tasks wrote, opened."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._files = [
+            (mapped(Path(folder, CODES), np.uint64), mapped(Path(folder, SIMILARITIES), np.float32))
+            for folder in folders
+            if Path(folder, CODES).stat().st_size
+        ]
+
+    def between(self, start: int, stop: int) -> tuple[Ids, npt.NDArray[np.float32]]:
+        """The pairs of codes from ``start`` to below ``stop``, each once, and their similarity."""
+        codes, similarities = [np.zeros(0, np.uint64)], [np.zeros(0, np.float32)]
+        for written, estimates in self._files:
+            where = between(written, start, stop)
+            codes.append(written[where])
+            similarities.append(estimates[where])
+        unique, first = np.unique(np.concatenate(codes), return_index=True)
+        return unique, np.concatenate(similarities)[first]

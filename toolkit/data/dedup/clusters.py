@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data.dedup.arrays import Array, Ids, Layout, distinct, mapped
+from toolkit.data.dedup.arrays import Array, Folders, Ids, Layout, distinct, mapped
 from toolkit.data.dedup.buckets import CODES, split_codes
 from toolkit.data.dedup.exact import write_removed
 from toolkit.data.dedup.hashes import LENGTHS
@@ -31,7 +31,7 @@ class ClusterTask:
 
     layout: Layout
     keep: Literal["first", "longest"]
-    verified: tuple[str, ...]
+    verified: Folders
     """Folders of the tasks that decided on pairs."""
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from toolkit.context import StageContext
-from toolkit.data.dedup.arrays import KEPT, REMOVED, Ids, Layout, mapped, removed_between
+from toolkit.data.dedup.arrays import KEPT, REMOVED, Folders, Ids, Layout, mapped, removed_between
 from toolkit.data.dedup.buckets import bucket_tasks
 from toolkit.data.dedup.clusters import ClusterTask
 from toolkit.data.dedup.config import (
@@ -94,8 +94,8 @@ class Removals:
     """Where the duplicates of all shards are written: small enough to hand to each task."""
 
     layout: Layout
-    exact: tuple[str, ...]
-    near: tuple[str, ...]
+    exact: Folders
+    near: Folders
 
     def of(self, shard: int) -> list[Removal]:
         """The duplicates in a shard, by their place."""
@@ -160,7 +160,9 @@ class Dedup:
         self._context, self._shards, self._texts, self._workers = context, shards, texts, workers
         self._exact, self._near = exact, near
         self._done: dict[str, list[TaskResult]] = {}
-        self.layout = Layout(tuple(s.folder for s in shards), tuple(s.documents for s in shards))
+        self._named: dict[str, Folders] = {}
+        folders = Folders(shard.folder for shard in shards)
+        self.layout = Layout(folders, tuple(shard.documents for shard in shards))
         if self.layout.documents >= 1 << 32:
             raise DataError(
                 f"{self.layout.documents:,} documents are more than deduplication can number",
@@ -178,8 +180,8 @@ class Dedup:
 
     def removals(self) -> Removals:
         """What all phases found."""
-        exact = self._folders(EXACT) if self._exact else ()
-        return Removals(self.layout, exact, self._folders(CLUSTERS) if self._near else ())
+        exact = self._folders(EXACT) if self._exact else Folders()
+        return Removals(self.layout, exact, self._folders(CLUSTERS) if self._near else Folders())
 
     def info(self) -> dict[str, Any]:
         """Settings that were chosen, and counts, for the artifact."""
@@ -214,7 +216,7 @@ class Dedup:
         assert self._near is not None, f"phase {phase} without settings"
         if phase == BUCKETS:
             size = BAND_BYTES * self.layout.documents
-            folders = self._folders(EXACT) if self._exact else ()
+            folders = self._folders(EXACT) if self._exact else Folders()
             buckets = bucket_tasks(self.layout, self._near, folders)
             return [(task, size * len(task.bands) // task.parts) for task in buckets]
         if phase == SHINGLES:
@@ -231,8 +233,11 @@ class Dedup:
         source, folders = self._shards[shard].texts, self._folders(BUCKETS)
         return ShinglesTask(self._near, folders, self._texts, source, start, stop)
 
-    def _folders(self, phase: str) -> tuple[str, ...]:
-        return tuple(str(result.folder) for result in self._results(phase))
+    def _folders(self, phase: str) -> Folders:
+        """Of a phase's tasks; one object for all that name it, whose digest is made once."""
+        if phase not in self._named:
+            self._named[phase] = Folders(str(result.folder) for result in self._results(phase))
+        return self._named[phase]
 
     def _results(self, phase: str) -> list[TaskResult]:
         """Of a phase that is done; asked once."""

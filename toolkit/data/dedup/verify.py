@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.data.crew import resolve
-from toolkit.data.dedup.arrays import Array, Ids, Layout, between, distinct, mapped, spans
+from toolkit.data.dedup.arrays import Array, Folders, Ids, Layout, between, distinct, mapped, spans
 from toolkit.data.dedup.buckets import (
     CODES,
     DOUBTFUL,
     SIMILARITIES,
+    Pairs,
     doubts,
-    read_pairs,
     split_codes,
 )
 from toolkit.data.dedup.config import NearDedupSettings
@@ -46,7 +46,7 @@ class ShinglesTask:
     """The doubtful documents of one shard."""
 
     near: NearDedupSettings
-    buckets: tuple[str, ...]
+    buckets: Folders
     """Folders of the tasks that found candidates."""
     texts: str
     """``"module:function"``: of ``source``, the shard's texts in their order."""
@@ -102,15 +102,15 @@ class VerifyTask:
 
     layout: Layout
     near: NearDedupSettings
-    buckets: tuple[str, ...]
-    shingles: tuple[str, ...]
+    buckets: Folders
+    shingles: Folders
     """Folders of the shards' sets, in the order of the shards."""
     start: int
     stop: int
 
 
 def verify_tasks(
-    layout: Layout, near: NearDedupSettings, buckets: tuple[str, ...], shingles: tuple[str, ...]
+    layout: Layout, near: NearDedupSettings, buckets: Folders, shingles: Folders
 ) -> list[VerifyTask]:
     """Ranges of ``GROUP`` documents."""
     starts = range(0, max(layout.documents, 1), GROUP)
@@ -124,6 +124,7 @@ def decide(task: VerifyTask, output: TaskOutput) -> dict[str, Any]:
     """Write the pairs that are near duplicates, with their similarity (exact, or the estimate)."""
     _, high = doubts(task.near)
     documents = task.layout.documents
+    candidates = Pairs(task.buckets)
     counts = {"candidates": 0, "compared": 0, "duplicates": 0}
     with (
         output.path(CODES).open("wb") as pairs,
@@ -131,7 +132,7 @@ def decide(task: VerifyTask, output: TaskOutput) -> dict[str, Any]:
     ):
         for start in range(task.start, task.stop, BLOCK):
             stop = min(start + BLOCK, task.stop)
-            codes, found = read_pairs(task.buckets, start * documents, stop * documents)
+            codes, found = candidates.between(start * documents, stop * documents)
             unsure = found < high
             left, right = split_codes(codes[unsure], documents)
             found[unsure] = _jaccard(task, left, right)
