@@ -35,6 +35,8 @@ UNSPACED = (
     *((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)),
 )
 """Blocks of scripts that put no blanks between words."""
+LETTERS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x323AF))
+"""Blocks of nothing but letters, ideographs and Hangul, which need not be asked for one by one."""
 CLASSIFIED = 0x32400
 """Code points from here on (tags, private use) are no part of a word."""
 
@@ -199,9 +201,14 @@ def _spaced(text: str) -> str:
 @functools.cache
 def _classes() -> npt.NDArray[np.uint8]:
     """The class of every code point up to ``CLASSIFIED``."""
-    categories = [unicodedata.category(chr(code))[0] for code in range(CLASSIFIED)]
-    classes = np.isin(categories, ["L", "N", "M"]).astype(np.uint8)
+    classes = np.zeros(CLASSIFIED + 1, np.uint8)
+    known = np.zeros(CLASSIFIED, np.bool_)
+    for first, last in LETTERS:
+        known[first : last + 1] = classes[first : last + 1] = PART
+    asked = np.flatnonzero(~known)
+    categories = "".join([unicodedata.category(chr(code))[0] for code in asked.tolist()])
+    classes[asked] = np.isin(np.frombuffer(categories.encode(), np.uint8), list(b"LNM"))
     for first, last in UNSPACED:
         block = classes[first : last + 1]
         block[block == PART] = ALONE
-    return np.append(classes, np.uint8(SEPARATOR))
+    return classes
