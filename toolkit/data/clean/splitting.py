@@ -57,6 +57,8 @@ _ALWAYS_SUFFIX = _PUNCTUATION + _QUOTES + "—–"
 PREFIXES, SUFFIXES = frozenset(_ALWAYS_PREFIX), frozenset(_ALWAYS_SUFFIX)
 UNIT_ENDS = frozenset(_CURRENCY + "".join(unit[-1] for unit in _UNITS))
 LONGEST_UNIT = 5
+NEVER_JOINED = frozenset(["", ",", ";", "!", "?"])
+"""What may stand behind a word without making a special one with it."""
 BEFORE_STOP = frozenset(_PUNCTUATION + _QUOTES + "0123456789%²-+|")
 INFIX = re.compile(
     rf"\.\.+|…|{_icon}|(?<=[0-9])[+\-*^](?=[0-9-])"
@@ -93,15 +95,31 @@ def split_chunk(chunk: str) -> Sequence[str]:
         return SPECIAL.get(chunk) or (chunk,)
     bare = chunk.lstrip(_ALWAYS_PREFIX)
     core = bare.rstrip(_ALWAYS_SUFFIX)
-    before, behind = [*chunk[: len(chunk) - len(bare)]], [*bare[: len(core) - 1 : -1]]
+    before, behind = chunk[: len(chunk) - len(bare)], bare[len(core) :]
     if core.isalpha() or (core.isidentifier() and not UNIT.search(core, len(core) - LONGEST_UNIT)):
-        inside: Iterable[str] = SPECIAL.get(core) or (core,)
+        words = [*before, *(SPECIAL.get(core) or (core,)), *behind]
+        if not before and behind in NEVER_JOINED:
+            return words
+    elif core.endswith(".") and _ends_sentence(core):
+        words = [*before, core[:-1], ".", *behind]
+        if len(words) == 2:
+            return words
     else:
-        inside = _inside(_peel(core, before, behind))
-    words = [*before, *inside, *reversed(behind)]
-    return (
-        words if JOINED_STARTS.isdisjoint(words) or not _may_join(words) else _join_special(words)
-    )
+        starts, ends = [*before], [*reversed(behind)]
+        inside = _inside(_peel(core, starts, ends))
+        words = [*starts, *inside, *reversed(ends)]
+    previous = ""
+    for word in words:
+        if previous in JOINED_STARTS and previous + word in JOINED_OR_STARTS:
+            return _join_special(words)
+        previous = word
+    return words
+
+
+def _ends_sentence(core: str) -> bool:
+    """Whether a full stop stands behind an ordinary word in lower case."""
+    stem = core[:-1]
+    return stem.isalpha() and stem[-1].islower() and stem not in SPECIAL and core not in SPECIAL
 
 
 def _peel(rest: str, before: list[str], behind: list[str]) -> str:
@@ -197,13 +215,6 @@ def _infixes(rest: str) -> Iterator[tuple[int, int]]:
         if infix:
             yield infix.span()
         place = infix.end() if infix else candidate.end()
-
-
-def _may_join(words: Sequence[str]) -> bool:
-    return any(
-        first in JOINED_STARTS and first + second in JOINED_OR_STARTS
-        for first, second in itertools.pairwise(words)
-    )
 
 
 def _join_special(words: list[str]) -> list[str]:
