@@ -41,9 +41,9 @@ pairs of buckets up to ``WINDOW + 1``, a connected graph of larger ones, at a co
 """
 PAIRS = 1 << 14
 """Pairs whose signatures are compared at once."""
-ERRORS = 4.0
-"""Standard errors of the estimate about the threshold that leave a doubt: beyond, 1 in 30,000
-would be decided wrongly."""
+ERRORS = 3.0
+"""Standard errors of the estimate about the threshold that leave a doubt: of the pairs beyond, at
+most 1 in 700 is decided wrongly."""
 
 
 def pair_codes(left: Ids, right: Ids, documents: int) -> Ids:

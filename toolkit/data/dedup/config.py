@@ -74,7 +74,7 @@ class NearDedupSettings(Settings):
     )
     verify: Literal["exact", "signatures"] = Field(
         default="exact",
-        description="exact: pairs whose signatures leave a doubt (4 standard errors about the "
+        description="exact: pairs whose signatures leave a doubt (3 standard errors about the "
         "threshold) are decided by their sets of n-grams; signatures: by the estimate alone.",
     )
     keep: Literal["first", "longest"] = Field(
