@@ -387,14 +387,16 @@ def table(
 
 def scale(folder: Path, sizes: list[float]) -> None:
     """The table of ours by size: time in proportion, memory flat."""
-    print("\n| MB | documents | s | MB/s | peak MB | removed |\n|---|---|---|---|---|---|")
+    print("\n| MB | documents | s | CPU s | MB per CPU s | peak MB | removed |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for megabytes in sizes:
         path = folder / f"{megabytes:g}.jsonl"
         build_corpus(path, megabytes)
         size = plant(path) / 1e6
         documents = sum(1 for _ in path.open("rb"))
         run = measure("run_pipeline", path, folder / f"toolkit-{megabytes:g}")
-        figures = f"{run['seconds']:.2f} | {size / run['seconds']:.1f} | {run['peak']:.0f}"
+        speed = f"{run['seconds']:.2f} | {run['cpu']:.2f} | {size / run['cpu']:.1f}"
+        figures = f"{speed} | {run['peak']:.0f}"
         print(f"| {size:.0f} | {documents:,} | {figures} | {run['removed']:,} |", flush=True)
 
 
