@@ -114,6 +114,25 @@ def test_links_share_the_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "to" / "x" / "f").samefile(tmp_path / "from" / "x" / "f")
 
 
+def test_ranks_of_one_process_id_write_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers on several machines: one begins to write while another is at it."""
+    path, hosts = tmp_path / "f", ["b", "a"]
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: hosts[-1])
+
+    def another(_: int) -> None:
+        if len(hosts) > 1:
+            hosts.pop()
+            write_text(path, "the other's")
+
+    monkeypatch.setattr("os.fsync", another)
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from toolkit.artifacts import write_text
+from toolkit.artifacts import own_temporary, write_text
 
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
@@ -174,6 +173,6 @@ class Progress:
             "shown": {k: _plain(v) for k, v in shown.items()},
             "time": time.time(),
         }
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        temporary = own_temporary(self._path)
         temporary.write_text(json.dumps(record), encoding="utf-8")
         temporary.replace(self._path)
