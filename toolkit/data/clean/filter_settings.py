@@ -91,6 +91,16 @@ class GopherRepetitionSettings(FilterSettings):
         description="[n, largest part of the characters in repeated n-grams] pairs.",
     )
 
+    @model_validator(mode="after")
+    def _n_grams_ascend(self) -> Self:
+        for name, limits in (("top_n_grams", self.top_n_grams), ("dup_n_grams", self.dup_n_grams)):
+            sizes = [n for n, _ in limits]
+            if any(n < 1 for n in sizes) or sizes != sorted(set(sizes)):
+                raise ValueError(
+                    f"{name}: each n must be greater than the one before it, from 1 on"
+                )
+        return self
+
 
 class C4QualitySettings(FilterSettings):
     """Rules of C4 (arXiv 1910.10683, 2.2): lines that are no prose go, and short documents go.

@@ -15,6 +15,7 @@ class FineWebQuality:
         stops = settings.stop_chars
         self._stops = TERMINAL if stops is None else frozenset(stops)
         self._single = all(len(stop) == 1 for stop in self._stops)
+        self._ascii_ends = sorted(f"{stop}\n" for stop in self._stops if stop.isascii())
 
     def __call__(self, batch: Batch) -> Reasons:
         """Why each document goes, or None."""
@@ -32,10 +33,7 @@ class FineWebQuality:
         lines = [line for line in text.split("\n") if line and not line.isspace()]
         if not lines:
             return "empty"
-        if self._single:
-            ended = sum([line[-1] in self._stops for line in lines])
-        else:
-            ended = sum([line.endswith(tuple(self._stops)) for line in lines])
+        ended = self._ended(text, lines)
         ratio = ended / len(lines)
         if ratio < settings.line_punct_thr and not (
             ratio == 0 and settings.line_punct_exclude_zero
@@ -51,6 +49,15 @@ class FineWebQuality:
             if repeated / (len(text) - text.count("\n")) > settings.char_duplicates_ratio:
                 return "char_dup_ratio"
         return None
+
+    def _ended(self, text: str, lines: list[str]) -> int:
+        """Lines that end with one of the characters."""
+        if not self._single:
+            return sum([line.endswith(tuple(self._stops)) for line in lines])
+        if not text.isascii():
+            return sum([line[-1] in self._stops for line in lines])
+        within = sum([text.count(end) for end in self._ascii_ends])
+        return within + (text[-1] in self._stops)
 
     def _may_be_list(self, text: str) -> bool:
         """Whether the words must be counted: there is one at least in each chunk of text."""

@@ -18,6 +18,7 @@ from toolkit.data.clean.words import Ints, Words
 
 NEARLY = 1 - 1e-9
 """Of a limit: what is decided by dividing must not be lost to how a product is rounded."""
+WORTH_SELECTING = 0.8
 PARAGRAPHS = re.compile(r"\n{2,}")
 
 
@@ -74,24 +75,22 @@ class GopherRepetition:
                     reasons[document] = f"top_{n}_gram"
 
     def _repeated(self, grams: Grams, sizes: Ints, reasons: Reasons) -> None:
+        """Longer n-grams repeat no more than shorter ones: fewer documents are left each time."""
         limits = self._settings.dup_n_grams
-        if not limits:
-            return
-        bound = grams.repeated_bound(min(n for n, _ in limits))
-        least = min(most for _, most in limits)
-        doubtful = (bound >= NEARLY * least * sizes) & np.array(
-            [reason is None for reason in reasons]
-        )
-        some, places = grams.select(doubtful), np.flatnonzero(doubtful).tolist()
-        for n, most in limits if places else ():
-            limit = most * sizes[doubtful]
-            for index in np.flatnonzero(some.repeated_bound(n) >= NEARLY * limit).tolist():
-                size = int(sizes[places[index]])
-                if (
-                    reasons[places[index]] is None
-                    and some.repeated(index, n, limit[index]) / size > most
-                ):
-                    reasons[places[index]] = f"duplicated_{n}_n_grams"
+        least = min((most for _, most in limits), default=0.0)
+        places = np.arange(len(sizes))
+        for n, most in limits:
+            bound = grams.repeated_bound(n)
+            for index in np.flatnonzero(bound >= NEARLY * most * sizes).tolist():
+                size, place = int(sizes[index]), int(places[index])
+                if reasons[place] is None and grams.repeated(index, n, most * size) / size > most:
+                    reasons[place] = f"duplicated_{n}_n_grams"
+            open_still = np.array([reasons[place] is None for place in places.tolist()], bool)
+            doubtful = open_still & (bound >= NEARLY * least * sizes)
+            if doubtful.mean() < WORTH_SELECTING:
+                grams, sizes, places = grams.select(doubtful), sizes[doubtful], places[doubtful]
+            if not len(places):
+                return
 
 
 def _lines(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from toolkit.data.clean.english import JOINED, JOINED_OR_STARTS, JOINED_STARTS, SPECIAL, listed
 
@@ -57,6 +57,7 @@ _ALWAYS_SUFFIX = _PUNCTUATION + _QUOTES + "—–"
 PREFIXES, SUFFIXES = frozenset(_ALWAYS_PREFIX), frozenset(_ALWAYS_SUFFIX)
 UNIT_ENDS = frozenset(_CURRENCY + "".join(unit[-1] for unit in _UNITS))
 LONGEST_UNIT = 5
+PEELED_FIRST = PEELED_LAST = frozenset(".+")
 NEVER_JOINED = frozenset(["", ",", ";", "!", "?"])
 """What may stand behind a word without making a special one with it."""
 BEFORE_STOP = frozenset(_PUNCTUATION + _QUOTES + "0123456789%²-+|")
@@ -104,6 +105,8 @@ def split_chunk(chunk: str) -> Sequence[str]:
         words = [*before, core[:-1], ".", *behind]
         if len(words) == 2:
             return words
+    elif _has_no_affix(core):
+        words = [*before, *_inside(core), *behind]
     else:
         starts, ends = [*before], [*reversed(behind)]
         inside = _inside(_peel(core, starts, ends))
@@ -120,6 +123,19 @@ def _ends_sentence(core: str) -> bool:
     """Whether a full stop stands behind an ordinary word in lower case."""
     stem = core[:-1]
     return stem.isalpha() and stem[-1].islower() and stem not in SPECIAL and core not in SPECIAL
+
+
+def _has_no_affix(core: str) -> bool:
+    """Whether it is plain that ``_peel`` would take nothing off; most cores are such."""
+    last = core[-1:]
+    return (
+        core.isascii()
+        and last not in PEELED_LAST
+        and core[:1] not in PEELED_FIRST
+        and core[-2:-1] != "'"
+        and not (last in UNIT_ENDS and UNIT.search(core, max(0, len(core) - LONGEST_UNIT)))
+        and "$" not in core
+    )
 
 
 def _peel(rest: str, before: list[str], behind: list[str]) -> str:
@@ -188,33 +204,34 @@ def _inside(rest: str) -> Iterable[str]:
         return ()
     if rest in SPECIAL:
         return SPECIAL[rest]
-    if rest.isalnum() or (MAYBE_URL.search(rest) and URL.match(rest)):
+    if rest.isalnum():
         return (rest,)
-    return _split_infixes(rest) if MAYBE_INFIX.search(rest, 1) else (rest,)
-
-
-def _split_infixes(rest: str) -> Iterator[str]:
-    begun = 0
-    for start, end in _ascii_infixes(rest) if rest.isascii() else _infixes(rest):
+    infixes = _ascii_infixes(rest) if rest.isascii() else _infixes(rest)
+    if not infixes or (MAYBE_URL.search(rest) and URL.match(rest)):
+        return (rest,)
+    words, begun = [], 0
+    for start, end in infixes:
         if start > begun:
-            yield rest[begun:start]
-        yield rest[start:end]
+            words.append(rest[begun:start])
+        words.append(rest[start:end])
         begun = end
-    if begun < len(rest):
-        yield rest[begun:]
+    return [*words, rest[begun:]] if begun < len(rest) else words
 
 
-def _ascii_infixes(rest: str) -> Iterator[tuple[int, int]]:
-    return (infix.span() for infix in ASCII_INFIX.finditer(rest) if infix.start())
+def _ascii_infixes(rest: str) -> list[tuple[int, int]]:
+    if not ASCII_INFIX.search(rest, 1):
+        return []
+    return [infix.span() for infix in ASCII_INFIX.finditer(rest) if infix.start()]
 
 
-def _infixes(rest: str) -> Iterator[tuple[int, int]]:
-    place = 1
+def _infixes(rest: str) -> list[tuple[int, int]]:
+    found, place = [], 1
     while candidate := MAYBE_INFIX.search(rest, place):
         infix = INFIX.match(rest, candidate.start())
         if infix:
-            yield infix.span()
+            found.append(infix.span())
         place = infix.end() if infix else candidate.end()
+    return found
 
 
 def _join_special(words: list[str]) -> list[str]:
