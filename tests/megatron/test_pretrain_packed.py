@@ -36,9 +36,10 @@ from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.megatron.corpus import open_corpus
 from toolkit.megatron.datasets import Datasets, build_datasets
 from toolkit.megatron.distributed import process_groups
+from toolkit.megatron.guards import LossGuard
 from toolkit.megatron.layout import layout_of
 from toolkit.megatron.setup import build_training
-from toolkit.megatron.step import run_schedule
+from toolkit.megatron.step import StepResult, run_schedule, train_step
 from toolkit.megatron.train import run
 
 CPU = torch.device("cpu")
@@ -246,6 +247,26 @@ def losses_alone(model: Any, sample: dict[str, torch.Tensor]) -> torch.Tensor:
     return total
 
 
+def test_trained_tokens_weigh_the_same_whatever_the_microbatches(tmp_path: Path) -> None:
+    """Rows differ in how many of their tokens are trained: means of means would differ too."""
+    folder = make_packed(tmp_path / "packed", {"text_document": 80})
+
+    def first_step(micro_batch_size: int) -> StepResult:
+        settings = config(data=str(folder), split="1", micro_batch_size=micro_batch_size)
+        corpus = open_corpus(settings, StageContext("base", "pretrain", tmp_path / "work", "test"))
+        with process_groups(ParallelConfig()):
+            layout = layout_of(settings, 1)
+            training = build_training(settings, layout, CPU, VOCAB, 1234, packed=True)
+            samples = build_datasets(corpus, settings, 1234, tmp_path / "work").train
+            indices = training.sharding.microbatches(0, settings.global_batch_size)
+            batches = load_batches(Samples(samples, VOCAB), indices, CPU)
+            return train_step(training, [batches], LossGuard(settings), False)
+
+    whole, cut = first_step(8), first_step(1)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+
+
 def test_a_filler_of_packed_rows_counts_for_nothing(tmp_path: Path) -> None:
     datasets = build(make_packed(tmp_path / "packed", {"text_document": 60}), tmp_path / "work")
     (batch,) = load_batches(Samples(datasets.train, VOCAB), [[3, FILLER]], CPU)
@@ -287,12 +308,15 @@ def test_training_on_packed_rows_learns(
 
 
 @pytest.mark.slow
-def test_every_pipeline_stage_keeps_examples_apart(tmp_path: Path) -> None:
+def test_every_layout_trains_the_same_on_packed_rows(tmp_path: Path) -> None:
+    """Every pipeline stage keeps examples apart, and data-parallel ranks weigh their tokens."""
     folder = make_packed(tmp_path / "packed", {"text_document": 200})
+    settings = {"train_iters": 4, "parallel": layout(pipeline=2, virtual=2)}
     alone = make_stage(tmp_path / "alone", folder, train_iters=4)
-    cut = make_stage(
-        tmp_path / "cut", folder, train_iters=4, parallel=layout(pipeline=2, virtual=2)
-    )
+    cut = make_stage(tmp_path / "cut", folder, **settings)
+    apart = make_stage(tmp_path / "apart", folder, train_iters=4, resources={"ntasks_per_node": 2})
     succeeded(run_stages([alone]), alone)
-    succeeded(run_stages([cut]), cut)
-    assert cut.rows("loss") == pytest.approx(alone.rows("loss"), rel=1e-5)
+    succeeded(run_stages([cut, apart]), cut)
+    for other in (cut, apart):
+        assert other.rows("loss") == pytest.approx(alone.rows("loss"), rel=1e-5)
+        assert other.rows("grad_norm") == pytest.approx(alone.rows("grad_norm"), rel=1e-4)

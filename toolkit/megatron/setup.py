@@ -68,8 +68,15 @@ def build_training(
     *,
     packed: bool = False,
 ) -> Training:
-    """Build this rank's part, with random weights that depend on ``seed`` and not on the layout."""
+    """Build this rank's part, with random weights that depend on ``seed`` and not on the layout.
+
+    Of packed rows every trained token of the global batch weighs the same (Megatron-LM's
+    ``--calculate-per-token-loss``). Its default, the mean of the microbatches' means, would give
+    the tokens of rows with few answers more weight, and others with every micro_batch_size.
+    """
     models = build_chunks(config, device, vocab_size)
+    for model in models:
+        model.config.calculate_per_token_loss = packed
     initialize_weights(models, config.model, seed)
     chunks = [_with_gradients(config, layout, model, n > 0) for n, model in enumerate(models)]
     precision = precision_on(config, device)

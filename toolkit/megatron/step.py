@@ -125,7 +125,8 @@ def masked_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The sum of a microbatch's losses, its tokens, and both for the log.
 
-    The schedule divides by the tokens and by the number of microbatches.
+    The schedule divides by the tokens and by the number of microbatches; of packed rows it divides
+    the gradients by the tokens of the global batch (see ``build_training``).
 
     Args:
         loss_mask: (micro_batch_size, seq_length), 1 where a token counts.
