@@ -322,6 +322,7 @@ def test_fill_in_the_middle(
     [
         ({"text_key": []}, "text_key must name one key"),
         ({"text_key": ["a", "a"]}, "several that differ"),
+        ({"text_key": ["a b", "a_b"]}, "'a b' and 'a_b' would both be written to a_b_document"),
         ({"fim": {}, "level": "sentence"}, "fim rearranges whole documents"),
         ({"sources": [{"source": "a", "weight": 0}]}, "greater than 0"),
         (

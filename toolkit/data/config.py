@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
 from toolkit.data.fim_config import FimSettings
+from toolkit.data.keys import file_name
 from toolkit.stage import Operational, Reference, Settings, StageConfig, StageKind
 
 BYTES = 256
@@ -207,6 +208,13 @@ class TokenizeConfig(StageConfig):
     def _keys_differ(self) -> Self:
         if not self.text_keys or len(set(self.text_keys)) < len(self.text_keys):
             raise ValueError("text_key must name one key, or several that differ")
+        named: dict[str, str] = {}
+        for key in self.text_keys:
+            if (other := named.setdefault(file_name(key), key)) != key:
+                raise ValueError(
+                    f"text_key: {other!r} and {key!r} would both be written to "
+                    f"{file_name(key)}_{self.level}.bin; tokenize them in two stages"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,7 @@
-"""Where in a record a text is: a key, or a dotted path to a key within objects."""
+"""Where in a record a text is: a key, or a dotted path to a key within objects.
+
+Light: settings are checked with it.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,11 @@ def key_paths(value: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from key_paths(inner, f"{above}{key}.")
         else:
             yield f"{above}{key}"
+
+
+def file_name(key: str) -> str:
+    """A key as a part of a file's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in key)
 
 
 def _follow(value: Any, path: list[str]) -> Any:

@@ -18,10 +18,11 @@ from toolkit.data.documents import DocumentReader
 from toolkit.data.files import Source
 from toolkit.data.fim import Fim
 from toolkit.data.inputs import expand_each_input
+from toolkit.data.keys import file_name
 from toolkit.data.planning import remember_sources
 from toolkit.data.shards import Part, plan_shards
 from toolkit.data.tasks import Task
-from toolkit.data.tokenize_shard import Recipe, ShardWork, batches, file_name
+from toolkit.data.tokenize_shard import Recipe, ShardWork, batches
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
 from toolkit.errors import ToolkitError
 

@@ -20,8 +20,10 @@ import xxhash
 from toolkit.data.config import SampleBy
 from toolkit.data.documents import Document, DocumentReader
 from toolkit.data.encoders import Encoded, Encoder, open_encoder
+from toolkit.data.files import open_file
 from toolkit.data.fim import Fim
 from toolkit.data.indexed import IndexedWriter
+from toolkit.data.keys import file_name
 from toolkit.data.quarantine import Quarantine
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
@@ -64,11 +66,6 @@ class ShardWork:
     parts: tuple[Part, ...]
     offsets: tuple[int, ...]
     """Where the bytes that stand for each part begin in its file: for the checksums alone."""
-
-
-def file_name(key: str) -> str:
-    """A key as a part of a file's name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in key)
 
 
 def tokenize_shard(work: ShardWork, output: TaskOutput) -> dict[str, Any]:
@@ -224,7 +221,7 @@ def _digest(part: Part, offset: int) -> dict[str, Any]:
     if source.path is None:
         return entry | ({"etag": source.etag} if source.etag else {})
     digest = xxhash.xxh3_64()
-    with source.path.open("rb", buffering=0) as stream:
+    with open_file(source) as stream:
         stream.seek(offset)
         left = part.size
         while left and (block := stream.read(min(left, HASH_BLOCK))):
