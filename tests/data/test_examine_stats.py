@@ -20,6 +20,7 @@ from toolkit.data.examine.show import show_inspection
 from toolkit.data.examine.show_stats import show_statistics
 from toolkit.data.examine.statistics import bin_label, sections, statistics
 from toolkit.data.indexed import IndexedReader
+from toolkit.data.pack.rows import mask_prefix
 from toolkit.errors import DataError
 
 INFO = {
@@ -140,6 +141,8 @@ def test_masks_are_merged_with_their_tokens_and_shown(tmp_path: Path) -> None:
     shares = [inspect([Dataset(tmp_path / "both", mask=Path(str(merged.mask)))]), inspect(datasets)]
     trained = sum(int((d % 2).sum()) for d in found) / sum(map(len, found))
     assert [shown.mask_share for shown in shares] == [trained, trained]
+    (again,) = locate(tmp_path / "both")
+    assert again.mask == mask_prefix(tmp_path / "both") == Path(str(merged.mask))
     lines = "\n".join(printed(show_inspection(shares[1]), 80))
     assert f"loss mask: {trained:.1%} of the tokens" in lines
     assert "all" in lines, "several datasets have a line for all of them"

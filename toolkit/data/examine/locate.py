@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.artifacts import MANIFEST, Artifact, FileEntry, read_artifact
 from toolkit.data.indexed import bin_path, idx_path
+from toolkit.data.pack.rows import mask_prefix
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_tokenizer
 from toolkit.errors import DataError
 
@@ -140,11 +141,13 @@ def _in_folder(given: Path) -> list[Dataset]:
     folder = artifact_folder(given)
     if folder is not None:
         return datasets_in(read_artifact(folder))
-    prefixes = sorted(path.with_name(path.name[:-4]) for path in given.rglob("*.idx"))
+    pairs = sorted(path.with_name(path.name[:-4]) for path in given.rglob("*.idx"))
+    masks = {mask_prefix(prefix) for prefix in pairs}
+    prefixes = [prefix for prefix in pairs if prefix not in masks]
     if len(prefixes) > 1:
         raise _several(given, prefixes)
     if prefixes:
-        return [Dataset(prefixes[0])]
+        return [_bare(prefixes[0])]
     hint = UNFINISHED if (given / STAGE_FILE).is_file() else None
     raise DataError("no .idx file in this folder", where=str(given), hint=hint)
 
@@ -191,7 +194,13 @@ def _with_artifact(prefix: Path) -> Dataset:
                 continue
             known = {dataset.prefix: dataset for dataset in datasets_in(artifact)}
             return known.get(prefix, Dataset(prefix, artifact))
-    return Dataset(prefix)
+    return _bare(prefix)
+
+
+def _bare(prefix: Path) -> Dataset:
+    """A pair that is part of no artifact, with the loss mask that stands beside it."""
+    mask = mask_prefix(prefix)
+    return Dataset(prefix, mask=mask if idx_path(mask).is_file() else None)
 
 
 def _above(prefix: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from toolkit.data.examine.index_checks import check_header, check_lengths, check
 from toolkit.data.examine.locate import Dataset
 from toolkit.data.indexed import bin_path, check_indexed, idx_path
 from toolkit.data.merge import merge_indexed
+from toolkit.data.pack.rows import mask_prefix
 from toolkit.errors import DataError
 
 
@@ -32,7 +33,8 @@ class Merged:
 def merge(datasets: Sequence[Dataset], output: Path) -> Merged:
     """Write the documents of all datasets, in order, under the prefix ``output``.
 
-    Loss masks are merged too, under ``OUTPUT_mask``.
+    Loss masks are merged too, under ``OUTPUT_loss_mask``, and first: tokens of packed rows never
+    stand without theirs, which would make them ordinary documents to whoever trains on them.
 
     Raises:
         DataError: fewer than two datasets; the output is there; the datasets have different
@@ -41,10 +43,10 @@ def merge(datasets: Sequence[Dataset], output: Path) -> Merged:
     """
     _refuse(datasets, output)
     masks = [dataset.mask for dataset in datasets if dataset.mask is not None]
-    merge_indexed([dataset.prefix for dataset in datasets], output)
-    mask = output.with_name(f"{output.name}_mask") if masks else None
+    mask = mask_prefix(output) if masks else None
     if mask is not None:
         merge_indexed(masks, mask)
+    merge_indexed([dataset.prefix for dataset in datasets], output)
     header = check_indexed(output)
     size = bin_path(output).stat().st_size
     written = str(mask) if mask else None
