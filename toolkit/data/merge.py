@@ -95,4 +95,8 @@ def _append(source: int, target: int, size: int) -> None:
 
 def _through_memory(source: int, target: int, size: int, /) -> int:
     """As ``os.copy_file_range``, where the file systems have no such thing."""
-    return os.write(target, os.read(source, min(size, 1 << 22)))
+    left = memoryview(os.read(source, min(size, 1 << 22)))
+    copied = len(left)
+    while left:  # a write may take less than all: what was read must not be lost
+        left = left[os.write(target, left) :]
+    return copied

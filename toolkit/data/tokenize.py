@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from toolkit.artifacts import Artifact
+from toolkit.artifacts import Artifact, link_or_copy
 from toolkit.context import StageContext
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.dataset_info import describe
+from toolkit.data.indexed import bin_path, idx_path
 from toolkit.data.merge import merge_indexed
 from toolkit.data.pack.blend import write_data_args
 from toolkit.data.task_checks import verify
@@ -118,9 +119,9 @@ def _assemble(
 
 
 def _take(source: Path, target: Path) -> None:
-    """Give a shard's pair of files another name: a hard link, since all lies in one folder."""
-    for suffix in (".bin", ".idx"):
-        target.with_name(target.name + suffix).hardlink_to(source.with_name(source.name + suffix))
+    """Give a shard's pair of files another name."""
+    for path in (bin_path, idx_path):
+        link_or_copy(path(source), path(target))
 
 
 def _join_quarantines(done: Sequence[TaskResult], target: Path) -> int:
@@ -129,7 +130,8 @@ def _join_quarantines(done: Sequence[TaskResult], target: Path) -> int:
     if parts:
         with target.open("wb") as stream:
             for part in parts:
-                stream.write(part.read_bytes())
+                with part.open("rb") as records:
+                    shutil.copyfileobj(records, stream)
     return sum(int(result.info["quarantined"]) for result in done)
 
 
