@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader
 from toolkit.data.pack import rows, source
 from toolkit.data.pack.bestfit import pack
-from toolkit.data.pack.config import PackConfig
+from toolkit.data.pack.config import TOKENIZE, PackConfig
 from toolkit.data.pack.examples import Pair, documents_of, fit
 from toolkit.data.pack.rows import write_rows
 from toolkit.data.pack.stage import run
@@ -157,6 +158,17 @@ def test_a_rerun_tokenizes_only_what_is_missing(
 
 
 LONG = {"prompt": "Count.", "completion": " ".join(str(n) for n in range(200))}
+
+
+def test_sources_that_change_between_the_phases_are_refused(
+    tmp_path: Path, stage_context: MakeContext, vocabulary: Artifact
+) -> None:
+    write_rows_of(tmp_path / "a.jsonl", QUESTIONS)
+    context = stage_context("packed", "pack", vocabulary=vocabulary.folder)
+    run(config_of(str(tmp_path / "*.jsonl")), replace(context, phase=TOKENIZE))
+    write_rows_of(tmp_path / "b.jsonl", QUESTIONS)
+    with pytest.raises(DataError, match=r"(?s)b\.jsonl: .* a file that was not there.*--fresh"):
+        run(config_of(str(tmp_path / "*.jsonl")), replace(context, phase="finish"))
 
 
 def test_what_is_too_long_is_an_error_that_says_where_and_how_much(

@@ -1,5 +1,6 @@
 """``tokenize`` in shards: the same bytes whatever the ranks, the processes and the crashes."""
 
+import errno
 import json
 import os
 import random
@@ -20,8 +21,11 @@ from toolkit.context import StageContext
 from toolkit.data import dataset_info, tokenize
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.indexed import IndexedReader
+from toolkit.data.planning import remember_sources
 from toolkit.data.sentences import split_sentences
-from toolkit.data.tasks import checksum
+from toolkit.data.sources import expand
+from toolkit.data.tasks import checksum, run_tasks
+from toolkit.data.tokenize_plan import cut_sources, make_plan
 from toolkit.errors import DataError, ExitCode, StageError, ToolkitError
 from toolkit.pipeline.state import StageFile, read_state
 from toolkit.stage import Resources
@@ -208,6 +212,43 @@ def test_sources_that_change_between_ranks_are_refused(
     (data / "a.jsonl").rename(data / "c.jsonl")
     with pytest.raises(DataError, match=r"a\.jsonl: .* a file is gone"):
         tokenize.run(config, context)
+
+
+def test_sources_in_another_order_are_refused(begin: Callable[..., Any], corpus: Path) -> None:
+    _, context = begin()
+    sources = expand(corpus)
+    remember_sources(sources, context)
+    remember_sources(sources, context)
+    with pytest.raises(DataError, match="changed since this stage began: their order"):
+        remember_sources(sources[::-1], context)
+
+
+def test_a_source_that_goes_behind_the_plan_is_named(
+    begin: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "one"}\n')
+    config, context = begin(sources=[str(data)])
+    plan = make_plan(config, context, cut_sources(config, context))
+    data.unlink()
+    with pytest.raises(DataError, match=r"a\.jsonl: .*No such file"):
+        run_tasks(tokenize.SHARDS, tokenize.FUNCTION, plan.tasks, context, workers=1)
+
+
+def test_a_file_system_without_links(
+    begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, context = begin(output="shards")
+    linked = files(tokenize.run(config, context))
+
+    def refuse(*_: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    config, context = begin("copied", output="shards")
+    copied = files(tokenize.run(config, context))
+    del linked["data_path.txt"], copied["data_path.txt"]  # which have the folder's name
+    assert copied == linked
 
 
 def test_a_shard_that_was_damaged_since_is_found(begin: Callable[..., Any]) -> None:

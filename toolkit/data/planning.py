@@ -29,7 +29,7 @@ def remember_sources(sources: Sequence[Source], context: StageContext) -> None:
         write_json(path, now)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if before == now:
+    if list(before.items()) == list(now.items()):
         return
     what, name = _first_difference(before, now)
     raise DataError(

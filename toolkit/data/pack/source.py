@@ -19,6 +19,7 @@ from toolkit.data.pack.chat import Account, Chat, ChatShard
 from toolkit.data.pack.config import TOKENIZE, PackConfig
 from toolkit.data.pack.dataset import Dataset, open_dataset
 from toolkit.data.pack.examples import Pair, too_long
+from toolkit.data.planning import remember_sources
 from toolkit.data.shards import plan_shards
 from toolkit.data.task_checks import verify
 from toolkit.data.tasks import Task, TaskResult, results
@@ -60,8 +61,9 @@ def chat_tasks(config: PackConfig, context: StageContext) -> list[Task]:
     """The shards of conversations to tokenize; none where a dataset is packed."""
     if not config.data:
         return []
-    chat = _chat(config, context)
-    shards = plan_shards(expand_inputs(config.data, context), SHARD_BYTES)
+    chat, sources = _chat(config, context), expand_inputs(config.data, context)
+    remember_sources(sources, context)
+    shards = plan_shards(sources, SHARD_BYTES)
     return [Task(f"{s.index:05}", ChatShard(s.parts, chat), s.size) for s in shards]
 
 
