@@ -137,12 +137,16 @@ class Splitter:
 
     def _learn(self) -> None:
         """Split the chunks that were not met before."""
-        split = [split_chunk(chunk) for chunk in self._chunks.take_new()]
-        counts = [len(words) for words in split]
+        counts: list[int] = []
+        words: list[str] = []
+        for chunk in self._chunks.take_new():
+            parts = split_chunk(chunk)
+            counts.append(len(parts))
+            words += parts
         firsts = itertools.accumulate(counts[:-1], initial=self._words.size)
         self._first.extend(list(firsts)[: len(counts)])
         self._count.extend(counts)
-        self._words.extend([self._numbers[word] for words in split for word in words])
+        self._words.extend(list(map(self._numbers.__getitem__, words)))
         new = self._numbers.take_new()
         self._lengths.extend([len(word) for word in new])
         self._kinds.extend([_kind(word) for word in new])
