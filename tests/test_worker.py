@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from toolkit.errors import ExitCode
 from toolkit.pipeline.state import StageFile, locked, read_state
 
@@ -23,8 +25,14 @@ def stage(folder: Path, source: str, **config: object) -> Path:
     return folder
 
 
-def work(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WORKER, str(folder)], capture_output=True, text=True, check=False)
+def work(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*WORKER, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 def test_a_good_stage_is_complete_with_versions_and_attempts(tmp_path: Path) -> None:
@@ -130,6 +138,48 @@ def test_an_input_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
     done = work(folder)
     assert done.returncode == ExitCode.STAGE_FAILED
     assert "tokenizer.json: file has" in done.stdout
+
+
+def array_stage(tmp_path: Path) -> Path:
+    """A tokenize stage of two files, one of which is bad: each is a shard."""
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    (tmp_path / "b.jsonl").write_text("bad\n")
+    vocabulary = stage(tmp_path / "v", str(tmp_path / "a.jsonl"), vocab_size=300)
+    assert work(vocabulary).returncode == ExitCode.OK
+    inputs = {"v": {"folder": "../v/artifact", "type": "tokenizer", "fingerprint": "f1"}}
+    sources = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    settings = {"kind": "tokenize", "sources": sources, "tokenizer": "v", "shard_bytes": 17}
+    folder = tmp_path / "s"
+    folder.mkdir()
+    StageFile("corpus", "tokenize", "f2", 7, settings, inputs).write(folder)
+    return folder
+
+
+def test_a_rank_of_an_array_keeps_the_reasons_of_the_others(tmp_path: Path) -> None:
+    folder = array_stage(tmp_path)
+    ranks = {"WORLD_SIZE": "2", "TOOLKIT_PHASE": "shards"}
+    assert work(folder, RANK="1", **ranks).returncode == ExitCode.STAGE_FAILED
+    assert work(folder, RANK="0", **ranks).returncode == ExitCode.OK
+    reason = folder / "errors" / "rank-1.json"
+    assert "b.jsonl:1" in reason.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"TOOLKIT_PHASE": "shard"}, "TOOLKIT_PHASE is 'shard'; the phases of tokenize are shards"),
+        ({"WORLD_SIZE": "2"}, "2 ranks on every phase"),
+        ({"WORLD_SIZE": "2", "TOOLKIT_PHASE": "finish"}, "2 ranks on finish"),
+    ],
+)
+def test_an_array_that_is_wrongly_set_up_does_nothing(
+    tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    folder = array_stage(tmp_path)
+    done = work(folder, **environment)
+    assert done.returncode == ExitCode.USER_ERROR
+    assert message in done.stdout
+    assert not (folder / "work").exists()
 
 
 def test_a_folder_without_a_stage(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from toolkit.pipeline.state import (
     read_state,
     write_state,
 )
-from toolkit.stage import FINISH, StageConfig
+from toolkit.stage import FINISH, StageConfig, StageKind
 
 logger = logging.getLogger("toolkit.worker")
 ERRORS = "errors"
@@ -90,6 +90,7 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
     kind = stage_kinds()[file.kind]
     config = kind.config.model_validate(file.config)
     context = make_context(folder, file, stop)
+    _check_phase(kind, config, context)
     with ExitStack() as stack:
         if context.rank == 0:
             stack.enter_context(locked(folder, "stage"))
@@ -100,6 +101,30 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
         if context.rank == 0:
             _end(context, state, outcome, time.monotonic() - started)
     return outcome.code
+
+
+def _check_phase(kind: StageKind, config: StageConfig, context: StageContext) -> None:
+    """Refuse a phase that the stage hasn't, and ranks that would all finish it at once.
+
+    Raises:
+        ToolkitError: what is set, and what may be.
+    """
+    if kind.spread != "shards":
+        return
+    known = (*config.phases(), FINISH)
+    if context.phase is not None and context.phase not in known:
+        raise ToolkitError(
+            f"{PHASE} is {context.phase!r}; the phases of {kind.name} are {', '.join(known)}",
+            where=str(context.folder),
+        )
+    if context.world_size > 1 and context.phase in (None, FINISH):
+        raise ToolkitError(
+            f"{context.world_size} ranks on {'every phase' if context.phase is None else FINISH}:"
+            f" the last phase of {kind.name} is for one rank alone",
+            where=str(context.folder),
+            hint=f"set {PHASE} for each job: {', '.join(config.phases())}; then {FINISH}, with"
+            " WORLD_SIZE=1",
+        )
 
 
 def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageContext:
@@ -177,7 +202,7 @@ def _end(context: StageContext, state: StageState, outcome: Outcome, seconds: fl
     state.status = "pending" if to_come else outcome.status
     state.error = outcome.error
     state.seconds += seconds
-    if outcome.status == "complete":
+    if outcome.status == "complete" and not to_come:
         shutil.rmtree(folder / ERRORS, ignore_errors=True)
     state.attempts[-1] |= {"ended": now(), "status": outcome.status, "seconds": seconds}
     try:
@@ -262,11 +287,14 @@ def _crash(error: Exception) -> Outcome:
 
 
 def _record_error(folder: Path, rank: int, outcome: Outcome) -> None:
-    if outcome.status != "failed" or outcome.error is None:
-        return
+    """Leave this rank's reason, or take away the one that its last attempt left."""
+    path = folder / ERRORS / f"rank-{rank}.json"
     try:
-        (folder / ERRORS).mkdir(exist_ok=True)
-        write_json(folder / ERRORS / f"rank-{rank}.json", {"time": time.time(), **outcome.error})
+        if outcome.status == "complete":
+            path.unlink(missing_ok=True)
+        elif outcome.status == "failed" and outcome.error is not None:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"time": time.time(), **outcome.error})
     except OSError as error:
         logger.error("can't write the error of rank %d: %s", rank, error.strerror)
 
