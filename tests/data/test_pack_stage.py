@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_datasets import documents, make_dataset, read_documents, write_documents
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from toolkit.artifacts import Artifact, sha256
+from toolkit.artifacts import Artifact, link_tree, sha256
 from toolkit.context import StageContext
 from toolkit.data.indexed import IndexedReader
 from toolkit.data.pack import rows, source
@@ -22,7 +23,7 @@ from toolkit.data.pack.config import TOKENIZE, PackConfig
 from toolkit.data.pack.examples import Pair, documents_of, fit
 from toolkit.data.pack.rows import write_rows
 from toolkit.data.pack.stage import run
-from toolkit.errors import DataError, ToolkitError
+from toolkit.errors import DataError, StageError, ToolkitError
 
 MakeContext = Callable[..., StageContext]
 QUESTIONS = [
@@ -376,3 +377,38 @@ def test_a_tokenizer_that_transformers_would_guess(
 def test_settings_that_make_no_sense(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PackConfig.model_validate({"seq_length": 128, **chosen})
+
+
+def test_a_vocabulary_with_gaps(tmp_path: Path, stage_context: MakeContext) -> None:
+    """Its highest id decides, not the number of its tokens."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "far": 69_999}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<eos>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    )
+    file = write_rows_of(tmp_path / "chat.jsonl", [{"prompt": "far", "completion": " far"}])
+    context = stage_context("packed", "pack", vocabulary=folder)
+    made = chat(context, file, 8, chat_template="none")
+    assert (made.info["dtype"], made.info["vocab_size"]) == ("int32", 70_000)
+    assert examples(made) == [([69_999, 69_999, 1], [0, 1, 1])]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_template_that_changes_between_the_phases_is_other_work(
+    tmp_path: Path, stage_context: MakeContext, vocabulary: Artifact, name: str
+) -> None:
+    """Rows of two templates never come together."""
+    folder = tmp_path / "tokenizer"
+    link_tree(vocabulary.folder, folder)
+    file = write_rows_of(tmp_path / "chat.jsonl", QUESTIONS)
+    context = stage_context("packed", "pack", vocabulary=folder)
+    run(config_of(file), replace(context, phase=TOKENIZE))
+    changed = (folder / name).read_text() + "\n"
+    (folder / name).unlink()
+    (folder / name).write_text(changed)
+    with pytest.raises(StageError, match="1 of 1 tasks of phase 'tokenize' are not done"):
+        run(config_of(file), replace(context, phase="finish"))

@@ -147,7 +147,7 @@ def _in_folder(given: Path) -> list[Dataset]:
     if len(prefixes) > 1:
         raise _several(given, prefixes)
     if prefixes:
-        return [_bare(prefixes[0])]
+        return [_with_artifact(prefixes[0])]
     hint = UNFINISHED if (given / STAGE_FILE).is_file() else None
     raise DataError("no .idx file in this folder", where=str(given), hint=hint)
 

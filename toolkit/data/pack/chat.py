@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
+from toolkit.artifacts import sha256
 from toolkit.data.chat_account import Counts
 from toolkit.data.chat_formats import Conversation
 from toolkit.data.chat_template import Template, choose_template
@@ -26,7 +28,7 @@ from toolkit.data.pack.rows import MASK_VALUES
 from toolkit.data.readers import RecordReader
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
-from toolkit.data.tokenizer_folder import TOKENIZER_JSON
+from toolkit.data.tokenizer_folder import CARRIED, TOKENIZER_JSON
 from toolkit.errors import DataError
 
 TOKENS, MASKS = "tokens", "loss_mask"
@@ -48,6 +50,8 @@ class Chat:
     on_error: str
     seq_length: int
     overflow: Overflow
+    contents: str
+    """A hash of the tokenizer's files and the template's: tasks done with others are other work."""
 
     @classmethod
     def of(cls, config: PackConfig, tokenizer: Path, template: Path | None) -> Chat:
@@ -62,7 +66,16 @@ class Chat:
             on_error=config.on_error,
             seq_length=config.seq_length,
             overflow=config.overflow,
+            contents=_hash(
+                [tokenizer / name for name in CARRIED] + ([template] if template else [])
+            ),
         )
+
+
+def _hash(paths: Sequence[Path]) -> str:
+    """Of the names and contents of those files that are there."""
+    known = [(path.name, sha256(path)) for path in paths if path.is_file()]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ def tokenize(shard: ChatShard, output: TaskOutput) -> dict[str, Any]:
     reader = RecordReader(shard.parts, drop)
     examples = _examples(_rows(reader, chat, account.tally), chat_tokenizer, chat, account)
     with (
-        IndexedWriter(output.path(TOKENS), len(tokenizer)) as tokens,
+        IndexedWriter(output.path(TOKENS), max(tokenizer.get_vocab().values()) + 1) as tokens,
         IndexedWriter(output.path(MASKS), MASK_VALUES, np.uint8) as masks,
     ):
         while batch := list(islice(examples, BATCH)):
