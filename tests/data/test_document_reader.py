@@ -53,6 +53,16 @@ def test_a_record_without_a_text(tmp_path: Path, row: Any, reason: str) -> None:
     assert [json.loads(b.raw) for b in bad] == [row]
 
 
+def test_a_record_that_is_nested_too_deeply_to_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": ' + "[" * 300 + "]" * 300 + '}\n{"text": "fine"}\n')
+    bad: list[BadRecord] = []
+    reader = DocumentReader(expand(path), on_bad=bad.append)
+    assert [document.text for document in reader] == ["fine"]
+    assert (bad[0].where, reader.bad) == (f"{path}:1", 1)
+    assert b"Recursion limit" in bad[0].raw
+
+
 def test_a_path_of_keys(tmp_path: Path) -> None:
     rows = [
         {"meta": {"text": "within"}},

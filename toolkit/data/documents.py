@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import orjson
-
 from toolkit.data.config import SampleBy
 from toolkit.data.files import Part, Source
 from toolkit.data.keys import MISSING, getter, key_paths
 from toolkit.data.readers import RecordReader
-from toolkit.data.records import BadRecord, OnBad, Place, Record, key_problem, refuse
+from toolkit.data.records import BadRecord, OnBad, Place, Record, key_problem, raw_json, refuse
 
 
 class Document(NamedTuple):
@@ -125,7 +123,7 @@ class DocumentReader:
             _problem(k, g(value), value) for k, g in zip(self._keys, self._getters, strict=True)
         ]
         reason = "; ".join(p for p in problems if p)
-        self._count_bad(BadRecord(record.where, reason, orjson.dumps(value, default=str)))
+        self._count_bad(BadRecord(record.where, reason, raw_json(value)))
 
     def _count_bad(self, bad: BadRecord) -> None:
         self.bad += 1

@@ -8,7 +8,15 @@ from typing import Any
 import orjson
 
 from toolkit.data.json_items import UNREAD, BrokenArrayError, array_items
-from toolkit.data.records import BadRecord, OnBad, Place, Record, not_an_object, utf8_problem
+from toolkit.data.records import (
+    BadRecord,
+    OnBad,
+    Place,
+    Record,
+    not_an_object,
+    raw_json,
+    utf8_problem,
+)
 from toolkit.data.streams import Stream
 from toolkit.errors import DataError
 
@@ -73,7 +81,7 @@ def numbered(values: Iterable[Any], place: Place, on_bad: OnBad) -> Iterator[Rec
         if type(value) is dict:
             yield Record(value, place, number)
         else:
-            on_bad(BadRecord(place.where(number), not_an_object(value), orjson.dumps(value)))
+            on_bad(BadRecord(place.where(number), not_an_object(value), raw_json(value)))
 
 
 def json_problem(raw: bytes, error: orjson.JSONDecodeError) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import orjson
+
 from toolkit.errors import DataError
 
 
@@ -83,6 +85,14 @@ def utf8_problem(raw: bytes | bytearray, error: UnicodeDecodeError) -> str:
     column = error.start - raw.rfind(b"\n", 0, error.start)
     advice = "; this looks like UTF-16: convert the file to UTF-8" if utf16 else ""
     return f"invalid UTF-8: {error.reason}, byte 0x{raw[error.start]:02x} (byte {column}){advice}"
+
+
+def raw_json(value: Any) -> bytes:
+    """A decoded value as JSON, for ``BadRecord.raw``: what is no JSON in it becomes its text."""
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:  # it reads deeper nesting than it writes
+        return orjson.dumps(f"can't be written as JSON again: {error}")
 
 
 def not_an_object(value: Any) -> str:
