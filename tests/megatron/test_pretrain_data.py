@@ -143,7 +143,12 @@ def test_tinyshakespeare_as_one_document_trains(
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
     context = stage_context("base", "pretrain")
     published = run(
-        config(data=str(prefix), tokenizer=str(tokenizer), train_iters=20, eval_interval=10),
+        config(
+            data=str(prefix),
+            tokenizer=str(tokenizer / "tokenizer.json"),
+            train_iters=20,
+            eval_interval=10,
+        ),
         context,
     )
     assert published is not None

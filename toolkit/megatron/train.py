@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import distributed
 
 from toolkit.artifacts import Artifact, link_tree, write_text
 from toolkit.context import StageContext
+from toolkit.data.tokenizer_folder import take_tokenizer
 from toolkit.errors import StageError
 from toolkit.megatron import checkpoint, state
 from toolkit.megatron.config import PretrainConfig, TrainedModel
@@ -137,13 +137,13 @@ def _publish(
     info: dict[str, Any],
     context: StageContext,
 ) -> Artifact:
-    """Build the artifact from the last checkpoint, by hard links."""
+    """Build the artifact from the last checkpoint, by hard links, with a copy of the tokenizer."""
     root, built = context.work / "checkpoints", context.building()
     last = checkpoint.iteration_folder(root, progress.iteration)
     link_tree(last, built / last.name)
     write_text(built / checkpoint.TRACKER, str(progress.iteration))
     checkpoint.write_model(built, _description(config, corpus))
-    shutil.copytree(corpus.tokenizer, built / TOKENIZER)
+    take_tokenizer(corpus.tokenizer, built / TOKENIZER)
     layout = asdict(layout_of(config, context.world_size))
     figures = _figures(progress, config) | info | {"layout": layout}
     return context.publish(built, "checkpoint", info=figures)
