@@ -225,3 +225,47 @@ def test_references_of_a_stage_with_other_mistakes_are_checked_too(tmp_path: Pat
 )
 def test_odd_values_are_mistakes_and_no_crashes(tmp_path: Path, text: str, key: str) -> None:
     assert key in mistakes(tmp_path, text)
+
+
+FILTERS = """\
+name: test
+stages:
+  cleaned:
+    kind: clean
+    sources: [sample:python-docs]
+    filters:
+      - {filter: gopher-qualty}
+      - {min_words: 3}
+      - {filter: length, min_word: 3}
+"""
+
+
+def test_a_filter_that_is_none_is_named_with_the_valid_ones(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, FILTERS)
+    wrong = found["stages.cleaned.filters.0.filter"]
+    assert wrong.message.startswith("unknown filter 'gopher-qualty'; did you mean 'gopher-quality'")
+    assert wrong.line == 7
+    missing = found["stages.cleaned.filters.1"]
+    assert missing.message.startswith("has no key 'filter'")
+    assert "length" in missing.message
+
+
+def test_an_unknown_key_of_a_filter_gets_that_filters_keys_alone(tmp_path: Path) -> None:
+    message = mistakes(tmp_path, FILTERS)["stages.cleaned.filters.2.min_word"].message
+    assert "(valid: filter, name, min_characters, max_characters, min_words, max_words)" in message
+
+
+def test_a_weighted_source_is_not_asked_to_be_a_string(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "sources: [sample:python-docs]\n    tokenizer",
+        "sources: [{source: sample:python-docs, wieght: 1}]\n    tokenizer",
+    )
+    found = mistakes(tmp_path, text)
+    assert "did you mean 'weight'" in found["stages.corpus.sources.0.wieght"].message
+    assert "stages.corpus.sources.0" not in found
+
+
+def test_an_empty_list_says_how_many_there_must_be(tmp_path: Path) -> None:
+    text = FILTERS.replace("[sample:python-docs]", "[]")
+    found = mistakes(tmp_path, text)
+    assert found["stages.cleaned.sources"].message == "must have at least 1, but has 0"

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,9 +40,14 @@ def problems_of(
         prefix: where the validated mapping stands: ``("stages", "base")``.
     """
     found: dict[Key, list[str]] = {}
-    for item in error.errors():
-        key = _real_key(item["loc"], item["type"], at(source.data, prefix))
-        message = _sentence(item, model, key)
+    data = at(source.data, prefix)
+    located = [(_real_key(i["loc"], i["type"], data), i) for i in error.errors()]
+    for key, item in located:
+        if _other_branch(key, item, model, [k for k, _ in located]):
+            continue
+        message = _sentence(item, model, key, data)
+        if item["type"] == "union_tag_invalid":
+            key = (*key, item["ctx"]["discriminator"].strip("'"))
         messages = found.setdefault((*prefix, *key), [])
         if message not in messages:
             messages.append(message)
@@ -87,17 +92,53 @@ def _real_key(location: tuple[str | int, ...], kind: str, data: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(item: Any, model: type[BaseModel], key: Key) -> str:
+def _other_branch(key: Key, item: Any, model: type[BaseModel], keys: list[Key]) -> bool:
+    """Whether a mapping was only refused where a list of names could stand in its place."""
+    return (
+        item["type"] == "string_type"
+        and isinstance(item["input"], dict)
+        and bool(models_at(model, key))
+        and any(k != key and k[: len(key) - 1] == key[:-1] for k in keys)
+    )
+
+
+def _sentence(item: Any, model: type[BaseModel], key: Key, data: Any) -> str:
     if item["type"] == "extra_forbidden":
-        valid = [n for m in models_at(model, key[:-1]) for n in m.model_fields]
-        return unknown("key", str(key[-1]), valid)
+        holders = _chosen(models_at(model, key[:-1]), at(data, key[:-1]))
+        return unknown("key", str(key[-1]), [n for m in holders for n in m.model_fields])
     if item["type"] == "missing":
         return "is missing, and has no default" + _described(model, key)
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _tag_sentence(item, models_at(model, key))
     if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "must be a mapping (key: value)"
+    if item["type"] == "too_short":
+        least = item["ctx"]["min_length"]
+        return f"must have at least {least}, but has {item['ctx']['actual_length']}"
     message: str = item["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     return message[0].lower() + message[1:]
+
+
+def _tag_sentence(item: Any, models: list[type[BaseModel]]) -> str:
+    """A mapping whose tag (``filter: length``) names no class of its union, or is missing."""
+    tag = item["ctx"]["discriminator"].strip("'")
+    valid = [str(m.model_fields[tag].default) for m in models if tag in m.model_fields]
+    if item["type"] == "union_tag_invalid":
+        return unknown(tag, str(item["ctx"]["tag"]), valid)
+    return f"has no key {tag!r}, which says what it is (valid: {', '.join(valid)})"
+
+
+def _chosen(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
+    """Of a tagged union's classes the one that the data names; all, where it names none."""
+
+    def named(model: type[BaseModel]) -> bool:
+        return any(
+            typing.get_origin(info.annotation) is Literal and data.get(name) == info.default
+            for name, info in model.model_fields.items()
+        )
+
+    return [m for m in models if isinstance(data, dict) and named(m)] or models
 
 
 def _described(model: type[BaseModel], key: Key) -> str:
