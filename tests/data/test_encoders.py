@@ -288,7 +288,7 @@ def test_truncation_padding_and_begin_of_text_are_left_aside(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     batch = ["a rather long text", "", "another"]
-    plain = TokenizersEncoder(byte_level_json(tokenizers)).encode_batch(batch)
+    plain = TokenizersEncoder(changed).encode_batch(batch)
     assert plain.lengths[0] > 3
     folder = folder_of(tmp_path, changed)
     for backend in ("tokenizers", "gigatoken"):

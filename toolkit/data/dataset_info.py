@@ -14,7 +14,6 @@ from toolkit.data.config import TokenizeConfig
 from toolkit.data.examine.lengths import length_histogram
 from toolkit.data.indexed import IndexedReader, token_dtype
 from toolkit.data.tasks import TaskResult
-from toolkit.data.tokenizer_folder import TokenizerFolder
 
 if TYPE_CHECKING:
     from toolkit.data.tokenize_plan import Group, Plan
@@ -31,7 +30,6 @@ def describe(
     done: Sequence[TaskResult],
     prefixes: Mapping[str, Sequence[str]],
     built: Path,
-    tokenizer: TokenizerFolder,
 ) -> dict[str, Any]:
     """The ``info`` of a tokenized dataset.
 
@@ -43,10 +41,10 @@ def describe(
     counts = count(config, done)
     info: dict[str, Any] = {
         "prefixes": names,
-        "dtype": np.dtype(token_dtype(tokenizer.vocab_size)).name,
-        "vocab_size": tokenizer.vocab_size,
+        "dtype": np.dtype(token_dtype(plan.recipe.vocab_size)).name,
+        "vocab_size": plan.recipe.vocab_size,
         "eod_id": plan.recipe.eod_id,
-        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_sha256": plan.recipe.tokenizer_sha256,
         "counts": counts,
         "document_lengths": document_lengths([built / name for name in names]),
         "bytes_per_token": round(counts["text_bytes"] / counts["tokens"], 3),

@@ -9,6 +9,7 @@ imported by the encoder that needs them: a worker process starts with one of the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from toolkit.data.encoded import Encoded, Encoder, Unsupported, joined
 from toolkit.data.gigatoken_encoder import GigatokenEncoder, open_gigatoken
 from toolkit.data.tokenizer_folder import TokenizerFolder, open_sentencepiece
 from toolkit.errors import DataError, ToolkitError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = [
     "Encoded",
@@ -38,16 +42,14 @@ class TokenizersEncoder:
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer_json: str, *, parse_special_tokens: bool = False) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.encode_special_tokens = not parse_special_tokens
+    def __init__(self, tokenizer: Tokenizer, *, parse_special_tokens: bool = False) -> None:
+        self._tokenizer, self._as_text = tokenizer, not parse_special_tokens
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
     def encode_batch(self, texts: list[str]) -> Encoded:
         """Encode texts; threads as ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS`` say."""
+        self._tokenizer.encode_special_tokens = self._as_text  # others may use the same tokenizer
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return joined([np.array(encoding.ids, np.uint32) for encoding in found])
 
@@ -141,7 +143,7 @@ def open_encoder(
             hint=f"set backend: auto, gigatoken or {tokenizer.library}",
         )
     if tokenizer.json is not None:
-        return TokenizersEncoder(tokenizer.json, parse_special_tokens=parse_special_tokens)
+        return TokenizersEncoder(tokenizer.opened, parse_special_tokens=parse_special_tokens)
     if tokenizer.kind != "sentencepiece":
         return TiktokenEncoder(tokenizer.ranks, parse_special_tokens=parse_special_tokens)
     if parse_special_tokens:

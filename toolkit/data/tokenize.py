@@ -11,10 +11,12 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.artifacts import Artifact, link_or_copy
+from toolkit.artifacts import Artifact, link_or_copy, sha256
 from toolkit.context import StageContext
 from toolkit.data.config import TokenizeConfig
 from toolkit.data.dataset_info import describe
@@ -31,7 +33,7 @@ from toolkit.data.tasks import (
 )
 from toolkit.data.tokenize_plan import Plan, cut_sources, make_plan
 from toolkit.data.tokenize_shard import QUARANTINE
-from toolkit.data.tokenizer_folder import take_tokenizer
+from toolkit.data.tokenizer_folder import copy_tokenizer
 from toolkit.errors import DataError
 from toolkit.stage import FINISH
 
@@ -68,14 +70,19 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
     _refuse_nothing(done, config)
     built = context.building()
     try:
-        tokenizer = take_tokenizer(context.path(config.tokenizer), built / "tokenizer")
+        copy_tokenizer(context.path(config.tokenizer), built / "tokenizer")
         verify(done, context)
-        prefixes = _assemble(config, plan, done, built)
+        pieces = _pieces(config, plan, done)
+        with ThreadPoolExecutor(1) as beside:  # the kernel copies while a core hashes
+            hashing = beside.submit(_checksums, pieces)
+            for piece in pieces:
+                _assemble(piece, built)
+            checksums = hashing.result()
         bad = _join_quarantines(done, built / QUARANTINE)
-        info = describe(config, plan, done, prefixes, built, tokenizer)
+        info = describe(config, plan, done, prefixes_of(pieces), built)
         if "weights" in info:
             write_data_args(built, context.folder / "artifact", info)
-        artifact = context.publish(built, "dataset", info=info)
+        artifact = context.publish(built, "dataset", info=info, checksums=checksums)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
@@ -94,28 +101,47 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
     return artifact
 
 
-def _assemble(
-    config: TokenizeConfig, plan: Plan, done: Sequence[TaskResult], built: Path
-) -> dict[str, list[str]]:
-    """Merge or link the shards; gives the prefixes of each group, of all keys."""
-    found: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Piece:
+    """A pair of files of the artifact, and the shards' pairs that it is made of."""
+
+    group: str
+    name: str
+    parts: list[Path]
+
+
+def _pieces(config: TokenizeConfig, plan: Plan, done: Sequence[TaskResult]) -> list[Piece]:
+    found = []
     for group in [group.name for group in plan.groups]:
         shards = [result for result in done if plan.owners[result.key][0] == group]
-        for key in config.text_keys:
-            inner = plan.recipe.prefix(key)
-            parts = [shard.path(inner) for shard in shards]
+        for inner in map(plan.recipe.prefix, config.text_keys):
+            name = f"{group}{inner}"
             if config.output == "shards":
-                names = [f"{group}{inner}_{shard.key}" for shard in shards]
-                for part, name in zip(parts, names, strict=True):
-                    _take(part, built / name)
+                found += [Piece(group, f"{name}_{s.key}", [s.path(inner)]) for s in shards]
             else:
-                names = [f"{group}{inner}"]
-                if len(parts) == 1:
-                    _take(parts[0], built / names[0])
-                else:
-                    merge_indexed(parts, built / names[0])
-            found.setdefault(group, []).extend(names)
+                found.append(Piece(group, name, [shard.path(inner) for shard in shards]))
     return found
+
+
+def prefixes_of(pieces: Sequence[Piece]) -> dict[str, list[str]]:
+    """The names of each group's pieces."""
+    found: dict[str, list[str]] = {}
+    for piece in pieces:
+        found.setdefault(piece.group, []).append(piece.name)
+    return found
+
+
+def _assemble(piece: Piece, built: Path) -> None:
+    """Merge the shards, or link the only one."""
+    if len(piece.parts) == 1:
+        _take(piece.parts[0], built / piece.name)
+    else:
+        merge_indexed(piece.parts, built / piece.name)
+
+
+def _checksums(pieces: Sequence[Piece]) -> dict[str, str]:
+    """The SHA-256 of the tokens of each piece, from the shards that were just verified."""
+    return {f"{p.name}.bin": sha256(*(bin_path(part) for part in p.parts)) for p in pieces}
 
 
 def _take(source: Path, target: Path) -> None:

@@ -103,6 +103,23 @@ class TokenizerFolder:
         return read(self.files[0])
 
     @cached_property
+    def opened(self) -> Tokenizer:
+        """A tokenizer of the kind ``tokenizers``, as that library has it.
+
+        Raises:
+            DataError: the library can't read it.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_str(self.json or "")
+        except Exception as error:
+            # tokenizers raises plain Exception for whatever it can't parse
+            raise DataError(f"not a readable tokenizer: {error}", where=str(self.files[0])) from (
+                error
+            )
+
+    @cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """Every token's id, added tokens included; tokens that are no text are left out.
 
@@ -110,7 +127,7 @@ class TokenizerFolder:
             DataError: the tokenizer's library can't read it.
         """
         if self.kind == "tokenizers":
-            return _vocabulary_of_json(self.json or "", self.files[0])
+            return dict(self.opened.get_vocab(with_added_tokens=True))
         if self.kind == "sentencepiece":
             model = open_sentencepiece(self.files[0])
             return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
@@ -205,6 +222,16 @@ def take_tokenizer(source: Path, target: Path) -> TokenizerFolder:
     Raises:
         ToolkitError: there is no tokenizer, or none that can be read.
     """
+    copy_tokenizer(source, target)
+    return open_tokenizer(target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of the tokenizer in a tokenizer's or model's folder to a new folder.
+
+    Raises:
+        DataError: there is none.
+    """
     found = find_tokenizer(source)
     target.mkdir(parents=True)
     for name in CARRIED:
@@ -214,7 +241,6 @@ def take_tokenizer(source: Path, target: Path) -> TokenizerFolder:
         shutil.copyfile(path, target / _usual_name(path, found.kind))
     if found.files[0].suffix == ".txt":
         (target / TOKENIZER_JSON).write_text(found.json or "", encoding="utf-8")
-    return open_tokenizer(target)
 
 
 def open_tokenizer(path: Path) -> TokenizerFolder:
@@ -287,17 +313,6 @@ def open_sentencepiece(path: Path) -> Any:
     except (OSError, RuntimeError) as error:
         reason = str(error).strip() or type(error).__name__
         raise DataError(f"not a readable SentencePiece model: {reason}", where=str(path)) from error
-
-
-def _vocabulary_of_json(text: str, path: Path) -> Mapping[str, int]:
-    from tokenizers import Tokenizer
-
-    try:
-        vocabulary: dict[str, int] = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-    except Exception as error:
-        # tokenizers raises plain Exception for whatever it can't parse
-        raise DataError(f"not a readable tokenizer: {error}", where=str(path)) from error
-    return vocabulary
 
 
 def _read_json(path: Path) -> dict[str, Any]:
