@@ -244,6 +244,7 @@ def test_a_filter_that_is_none_is_named_with_the_valid_ones(tmp_path: Path) -> N
     found = mistakes(tmp_path, FILTERS)
     wrong = found["stages.cleaned.filters.0.filter"]
     assert wrong.message.startswith("unknown filter 'gopher-qualty'; did you mean 'gopher-quality'")
+    assert wrong.message.endswith("function)")  # the value is not told twice
     assert wrong.line == 7
     missing = found["stages.cleaned.filters.1"]
     assert missing.message.startswith("has no key 'filter'")

@@ -64,7 +64,7 @@ def at(data: Any, key: Key) -> Any:
 def _joined(messages: list[str], source: Source, key: Key) -> str:
     """The branches of a union as one sentence, then the value as it was written."""
     text = " or ".join(messages)
-    if "unknown key" in text or "is missing" in text:
+    if text.startswith("unknown ") or "is missing" in text:
         return text
     try:
         value = at(source.data, key)
