@@ -344,6 +344,9 @@ def test_what_can_not_be_packed(tmp_path: Path, stage_context: MakeContext) -> N
     mix = make_dataset(tmp_path / "mix", {"text": documents(9, 300, 1)}, 300, weights=[1.0])
     with pytest.raises(DataError, match="a blend can't be packed"):
         of_dataset(stage_context("blend", "pack", corpus=mix), 64)
+    single = make_dataset(tmp_path / "single", {"text": [(7,)] * 30}, 300)
+    with pytest.raises(DataError, match="nothing to learn: no example has a token that others"):
+        of_dataset(stage_context("single", "pack", corpus=single), 8)
     long = make_dataset(tmp_path / "long", {"text": documents(9, 300, 1)}, 300)
     with pytest.raises(DataError, match=r"of 9 examples are longer than a row of 8 tokens"):
         of_dataset(stage_context("long", "pack", corpus=long), 8)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from toolkit.data.pack.bestfit import pack
 from toolkit.data.pack.examples import Pair, documents_of
 from toolkit.data.pack.rows import mask_prefix, write_rows
 from toolkit.errors import DataError
-from toolkit.megatron import step
+from toolkit.megatron import evaluation, step
 from toolkit.megatron.batches import FILLER, Samples, load_batches
 from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.megatron.corpus import open_corpus
@@ -273,6 +274,19 @@ def test_a_filler_of_packed_rows_counts_for_nothing(tmp_path: Path) -> None:
     assert batch.loss_mask[0].sum() > 0 and batch.loss_mask[1].sum() == 0
     assert batch.cu_seqlens is not None and batch.cu_seqlens.dtype == torch.int32
     assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == 2 * LENGTH
+
+
+def test_held_out_rows_without_a_trained_token_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    none = torch.zeros(2, dtype=torch.float64)
+    monkeypatch.setattr(evaluation, "run_schedule", lambda *_, **__: none)
+    training: Any = SimpleNamespace(chunks=[], config=config(), device=CPU)
+    with (
+        process_groups(ParallelConfig()),
+        pytest.raises(DataError, match="held-out rows have no token to predict"),
+    ):
+        evaluation.evaluate(training, evaluation.HeldOut(None, 1))
 
 
 def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from toolkit.errors import DataError
 from toolkit.megatron.batches import Samples, load_batches
 from toolkit.megatron.setup import Training
 from toolkit.megatron.step import run_schedule
@@ -40,7 +41,11 @@ def held_out(training: Training, dataset: object, vocab_size: int) -> HeldOut | 
 
 @torch.no_grad()
 def evaluate(training: Training, part: HeldOut) -> float:
-    """The mean loss over the held-out tokens; perplexity is its exponential."""
+    """The mean loss over the held-out tokens; perplexity is its exponential.
+
+    Raises:
+        DataError: of packed rows, none of the held-out ones has a token to predict.
+    """
     batches = [_batches(training, part) for _ in training.chunks]
     total = torch.zeros(2, dtype=torch.float64, device=training.device)
     for chunk in training.chunks:
@@ -51,6 +56,11 @@ def evaluate(training: Training, part: HeldOut) -> float:
         chunk.train()
     distributed.all_reduce(total)
     loss, tokens = total.tolist()
+    if not tokens:
+        raise DataError(
+            "the held-out rows have no token to predict: their loss mask is 0 throughout",
+            hint="give validation a larger share in split, or raise eval_iters",
+        )
     return float(loss / tokens)
 
 

@@ -141,7 +141,8 @@ def _refuse_packed_or_blended(found: Dataset) -> None:
         raise DataError(
             "a blend can't be packed: its weights would be lost",
             where=str(found.folder),
-            hint="pack each of its datasets, and blend what comes out",
+            hint="pack each of its datasets, and blend what comes out; of one tokenize stage, "
+            "leave out weights and output: shards",
         )
 
 

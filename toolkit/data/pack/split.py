@@ -65,7 +65,8 @@ def _refuse_split_or_blended(found: Dataset) -> None:
         raise DataError(
             f"the dataset is {what} already",
             where=str(found.folder),
-            hint="split each dataset first, then blend what comes out",
+            hint="split each dataset first, then blend what comes out; of one tokenize stage, "
+            "leave out weights and output: shards",
         )
 
 

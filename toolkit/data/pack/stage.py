@@ -100,6 +100,12 @@ def _pack_part(
         source.vocab_size,
         functools.partial(context.progress, total=len(packing), unit="rows"),
     )
+    if not written.trained_tokens:
+        raise DataError(
+            f"nothing to learn{f' in the {part} part' if part else ''}: no example has a token "
+            "that others in front of it predict",
+            hint="its documents have one token each, or their loss mask is 0 throughout",
+        )
     return Counter(
         rows=written.rows,
         tokens=written.tokens,
