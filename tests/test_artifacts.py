@@ -89,6 +89,20 @@ def test_folders_made_elsewhere_are_adopted(tmp_path: Path, name: str, kind: str
     assert read_artifact(tmp_path).type == kind
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tekken_240911.json", "tokenizer.model.v1", "cl100k.tiktoken"]
+)
+def test_a_file_that_is_a_tokenizer_is_adopted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    assert read_artifact(tmp_path / name).type == "tokenizer"
+
+
+def test_another_file_is_not_called_a_missing_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(ToolkitError, match=r"a file that is no tokenizer.*tekken"):
+        read_artifact(tmp_path / "notes.md")
+
+
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no such folder"):
         read_artifact(tmp_path / "none")
@@ -147,3 +161,17 @@ def test_a_failed_write_leaves_the_old_file(
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "mistral.model.v2", "x.tiktoken", "tekken_240911.json", "vocab.txt"]
+)
+def test_a_file_may_be_a_tokenizer_by_itself(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    assert read_artifact(tmp_path / name).type == "tokenizer"
+
+
+def test_other_files_are_no_artifacts(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(ToolkitError, match="no such folder"):
+        read_artifact(tmp_path / "notes.json")

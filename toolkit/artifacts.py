@@ -10,11 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -144,8 +146,15 @@ ADOPTED_BY: tuple[tuple[str, ArtifactType], ...] = (
     ("vocab.txt", "tokenizer"),
 )
 """The file that tells the type of a folder that no stage of ours made, in order of precedence."""
-TOKENIZER_FILES = (".model", ".tiktoken", "tekken.json", "tokenizer.json", "vocab.txt")
-"""How the name ends of a file that is a tokenizer by itself."""
+TOKENIZER_FILES = (
+    "*.model",
+    "*.model.v*",
+    "*.tiktoken",
+    "tekken*.json",
+    "*tokenizer.json",
+    "*vocab.txt",
+)
+"""Names of a file that is a tokenizer by itself, as mistral-common names its files, too."""
 
 
 def adopt(folder: Path) -> Artifact:
@@ -156,7 +165,12 @@ def adopt(folder: Path) -> Artifact:
     Raises:
         ToolkitError: the folder is missing, or of no known type.
     """
-    if folder.is_file() and folder.name.endswith(TOKENIZER_FILES):
+    if folder.is_file():
+        if not any(fnmatch(folder.name, pattern) for pattern in TOKENIZER_FILES):
+            known = ", ".join(TOKENIZER_FILES)
+            raise ToolkitError(
+                f"a file that is no tokenizer (those are {known})", where=str(folder)
+            )
         return Artifact(folder=folder, type="tokenizer", fingerprint=stat_fingerprint([folder]))
     if not folder.is_dir():
         raise ToolkitError("no such folder", where=str(folder))
