@@ -232,7 +232,8 @@ def test_bad_records_are_refused_or_set_aside(stage_context: Make, tmp_path: Pat
     path = tmp_path / "a.jsonl"
     rows = [{"text": PROSE}, {"txt": "a"}, {"text": None}, {"text": 3}]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"text": "cut\n', "utf-8")
-    with pytest.raises(DataError, match=r"a\.jsonl:2: there is no key 'text'.*did you mean 'txt'"):
+    expected = r"(?s)a\.jsonl:2: there is no key 'text'.*did you mean 'txt'.*on_error: quarantine"
+    with pytest.raises(DataError, match=expected):
         clean(stage_context("strict", "clean"), [str(path)])
     artifact = clean(stage_context("c", "clean"), [str(path)], on_error="quarantine")
     assert artifact.info["counts"]["quarantined"] == 4

@@ -10,6 +10,16 @@ from typing import BinaryIO, Self
 import orjson
 
 from toolkit.data.readers import BadRecord
+from toolkit.errors import DataError
+
+
+def stop_at(bad: BadRecord) -> None:
+    """Raise a DataError for a bad record, which says how a stage goes on without it."""
+    raise DataError(
+        bad.reason,
+        where=bad.where,
+        hint="mend it; or, with on_error: quarantine, bad records are written aside and counted",
+    )
 
 
 class Quarantine:

@@ -158,7 +158,7 @@ def damaged(name: str, error: Exception) -> DataError:
     return DataError(
         f"the compressed content is damaged or cut off: {error}",
         where=name,
-        hint="the file was probably not copied whole; copy it again",
+        hint="the file was probably not copied whole (copy it again), or its suffix is wrong",
     )
 
 

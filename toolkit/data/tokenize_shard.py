@@ -24,7 +24,7 @@ from toolkit.data.files import open_file
 from toolkit.data.fim import Fim
 from toolkit.data.indexed import IndexedWriter
 from toolkit.data.keys import file_name
-from toolkit.data.quarantine import Quarantine
+from toolkit.data.quarantine import Quarantine, stop_at
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
 from toolkit.data.tokenizer_folder import find_tokenizer
@@ -83,7 +83,7 @@ def tokenize_shard(work: ShardWork, output: TaskOutput) -> dict[str, Any]:
     with ExitStack() as stack:
         quarantine = stack.enter_context(Quarantine(output.path(QUARANTINE)))
         reader = DocumentReader(
-            work.parts, recipe.keys, quarantine if recipe.quarantine else None, recipe.sample_by
+            work.parts, recipe.keys, quarantine if recipe.quarantine else stop_at, recipe.sample_by
         )
         tallies = [
             _Tally(key, stack.enter_context(_writer(recipe, key, output.folder)))

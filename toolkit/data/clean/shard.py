@@ -22,7 +22,7 @@ from toolkit.data.dedup.config import ExactDedupSettings, NearDedupSettings
 from toolkit.data.dedup.decontaminate import load_index
 from toolkit.data.dedup.hashes import DocumentHashes
 from toolkit.data.dedup.phases import Removals
-from toolkit.data.quarantine import Quarantine
+from toolkit.data.quarantine import Quarantine, stop_at
 from toolkit.data.shards import Part
 from toolkit.data.tasks import TaskOutput
 
@@ -111,7 +111,7 @@ def clean_shard(work: CleanWork, output: TaskOutput) -> dict[str, Any]:
             work.parts,
             recipe.text_key,
             recipe.id_key,
-            quarantine if recipe.quarantine else None,
+            quarantine if recipe.quarantine else stop_at,
             recipe.sample_by,
         )
         _clean(reader, pipeline, recipe, output, tally, languages)
