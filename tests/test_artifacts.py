@@ -173,5 +173,5 @@ def test_a_file_may_be_a_tokenizer_by_itself(tmp_path: Path, name: str) -> None:
 
 def test_other_files_are_no_artifacts(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("{}")
-    with pytest.raises(ToolkitError, match="no such folder"):
+    with pytest.raises(ToolkitError, match="a file that is no tokenizer"):
         read_artifact(tmp_path / "notes.json")
