@@ -140,6 +140,8 @@ def test_as_good_as_punkt() -> None:
         ("one.\n\n\n \ntwo", ["one.", "\n\n\n \ntwo"]),
         ("\n\nOne. Two.\n\n", ["\n\nOne.", " Two.\n\n"]),
         ("One.\r\n\r\nTwo.", ["One.", "\r\n\r\nTwo."]),
+        ("Pears etc.  and so on.  It rains.", ["Pears etc.  and so on.", "  It rains."]),
+        ("See no.  5 etc.\n  and so on.", ["See no.  5 etc.\n  and so on."]),
     ],
 )
 def test_paragraphs_lists_and_blanks(text: str, sentences: list[str]) -> None:

@@ -22,7 +22,7 @@ _CANDIDATE = re.compile(
     rf"[\n.!?\u2026{_FULL}](?:"
     r"(?<=[.!?\u2026])(?<![.!?\u2026]{2})(?P<more>[.!?\u2026]*+)"
     # After these white space follows, and no small letter after that.
-    rf"{_CLOSE}+(?=\s+(?P<marks>[^\w\s]*)(?![a-z])(?P<word>\w*))"
+    rf"{_CLOSE}+(?=\s++(?P<marks>[^\w\s]*)(?![a-z])(?P<word>\w*))"
     # The end of a paragraph, and the line break before an item of a list.
     rf"|(?<=\n)(?P<line>)(?:[^\S\n]*+\n\s*+|(?=[^\S\n]*+{_ITEM}))"
     rf"|(?<=[{_FULL}])[{_FULL}]*+{_CLOSE}+)"
