@@ -282,9 +282,11 @@ def write_text(path: Path, text: str) -> None:
 def own_temporary(path: Path) -> Path:
     """Where this process alone writes a file before it has its name.
 
-    Ranks on several machines write in one folder, and in containers all of them may be process 1.
+    Ranks on several machines write in one folder; in containers all of them may be process 1, and
+    on the host's network those of one machine have its name.
     """
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    who = f"{socket.gethostname()}.{os.environ.get('RANK', '0')}.{os.getpid()}"
+    return path.with_name(f".{path.name}.{who}.tmp")
 
 
 def sync(path: Path) -> None:
