@@ -169,6 +169,8 @@ def test_a_rank_of_an_array_keeps_the_reasons_of_the_others(tmp_path: Path) -> N
     [
         ({"TOOLKIT_PHASE": "shard"}, "TOOLKIT_PHASE is 'shard'; the phases of tokenize are shards"),
         ({"WORLD_SIZE": "2"}, "2 ranks on every phase"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "TOOLKIT_PHASE": "shards"}, "are 0 to 1"),
+        ({"RANK": "x"}, "RANK must be a whole number from 0 on; got 'x'"),
         ({"WORLD_SIZE": "2", "TOOLKIT_PHASE": "finish"}, "2 ranks on finish"),
     ],
 )

@@ -77,8 +77,9 @@ def main(arguments: list[str]) -> int:
     except ToolkitError as error:
         logger.error("%s", error)
         record = {"message": error.message, "where": error.where, "hint": error.hint}
-        rank = int(os.environ.get("RANK", "0"))
-        _record_error(folder, rank, Outcome(error.exit_code, "failed", record))
+        rank = os.environ.get("RANK", "0")
+        if rank.isdigit() and folder.is_dir():
+            _record_error(folder, int(rank), Outcome(error.exit_code, "failed", record))
         return error.exit_code
 
 
@@ -128,7 +129,17 @@ def _check_phase(kind: StageKind, config: StageConfig, context: StageContext) ->
 
 
 def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageContext:
-    """The context of this process's rank, from ``stage.yaml`` and the environment."""
+    """The context of this process's rank, from ``stage.yaml`` and the environment.
+
+    Raises:
+        ToolkitError: the environment's rank is none of its world's.
+    """
+    rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if rank >= world_size:
+        raise ToolkitError(
+            f"RANK is {rank}, but the ranks of WORLD_SIZE {world_size} are 0 to {world_size - 1}",
+            where=str(folder),
+        )
     inputs = {
         reference: Input(reference, (folder / i["folder"]).resolve(), i["type"], i["fingerprint"])
         for reference, i in file.inputs.items()
@@ -141,13 +152,21 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
         fingerprint=file.fingerprint,
         inputs=inputs,
         seed=file.seed,
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        rank=rank,
+        world_size=world_size,
+        local_rank=_number("LOCAL_RANK", 0),
         device=detect_device(),
         stop=stop,
         phase=os.environ.get(PHASE),
     )
+
+
+def _number(name: str, default: int) -> int:
+    """An environment variable that counts, from 0 on."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise ToolkitError(f"{name} must be a whole number from 0 on; got {text!r}")
+    return int(text)
 
 
 def detect_device() -> str:
