@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -212,3 +213,56 @@ def test_safe_harbor_says_what_it_cannot_do() -> None:
 def test_settings_that_make_no_sense_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PiiSettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IBAN BE68 5390 0754 7034 BIC KREDBEBB", "IBAN <IBAN> BIC KREDBEBB"),
+        ("ES9121000418450200051332 AND MORE", "<IBAN> AND MORE"),
+        ("BSN-nummer 123.456.782", "BSN-nummer <NL-BSN>"),
+        ("DNI 12.345.678-Z", "DNI <ES-DNI>"),
+        ("RSSMRA85T1LA562V, MRTMTT91D08F205J", "<IT-CODICE-FISCALE>, <IT-CODICE-FISCALE>"),
+    ],
+)
+def test_identifiers_are_found_as_people_write_them(text: str, expected: str) -> None:
+    assert Scrubber(EVERY)(text) == expected
+
+
+@pytest.mark.parametrize("text", ["NIE X-1234567-L", "BSN ١١١٢٢٢٣٣٣", "12345678Z"])
+def test_surrogates_differ_from_what_they_stand_for(text: str) -> None:
+    settings = EVERY.model_copy(update={"replace_with": "surrogate"})
+    scrubber = Scrubber(settings)
+    found = scrubber(text)
+    assert scrubber.counts.total() == 1
+    assert found.split()[-1] != text.split()[-1]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "Ab ",
+        "Ab-",
+        "A.",
+        "X-",
+        "1.1.1.",
+        "a-",
+        "1:",
+        "a:",
+        "ID \t",
+        "may ",
+        "Apt ",
+        "a.",
+        "1 ",
+        "@",
+    ],
+)
+def test_no_text_takes_more_than_linear_time(unit: str) -> None:
+    scrubber = Scrubber(EVERY.model_copy(update={"preset": "hipaa-safe-harbor"}))
+    times = []
+    for size in (20_000, 160_000):
+        text = "ID" + " " * (size // 20) + unit * (size // len(unit))
+        start = time.process_time()
+        scrubber(text)
+        times.append(time.process_time() - start)
+    assert times[1] < 25 * times[0] + 0.2  # quadratic: 64 times

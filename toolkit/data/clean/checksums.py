@@ -122,8 +122,8 @@ def is_steuer_id(digits: str) -> bool:
 
 def is_dni(text: str) -> bool:
     """A Spanish DNI (8 digits) or NIE (X, Y or Z and 7 digits), and its letter."""
-    number = int(text[:-1].translate(str.maketrans("XYZ", "012")))
-    return DNI_LETTERS[number % 23] == text[-1]
+    number = text[:-1].translate(str.maketrans("XYZ", "012"))
+    return number.isdecimal() and DNI_LETTERS[int(number) % 23] == text[-1]
 
 
 def is_codice_fiscale(text: str) -> bool:

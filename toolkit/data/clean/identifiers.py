@@ -80,8 +80,8 @@ def _around(
     """Matches of ``whole`` about each match of a sign that is found much faster."""
     free = start
     for match in sign.finditer(text, start, stop):
-        begin = match.start()
-        while begin > free and text[begin - 1] in before:
+        begin, least = match.start(), max(free, match.start() - AROUND)
+        while begin > least and text[begin - 1] in before:
             begin -= 1
         if begin >= free and (found := whole.match(text, begin)):
             free = found.end()
@@ -156,16 +156,29 @@ def checked(kind: str, pattern: str, check: Callable[[str], bool], strip: str = 
     return find
 
 
+_IBAN = re.compile(rf"(?<!\w)(?:{'|'.join(checksums.IBAN_LENGTHS)})\d\d")
+_IBAN_RESTS = {
+    length: re.compile(rf"(?: ?[A-Z0-9]){{{length - 4}}}(?!\w)")
+    for length in set(checksums.IBAN_LENGTHS.values())
+}
+
+
+def ibans(text: str, start: int, stop: int) -> Iterator[Found]:
+    """As long as their country's are, so that a word in capitals behind one is no part of it."""
+    for match in _IBAN.finditer(text, start, stop):
+        rest = _IBAN_RESTS[checksums.IBAN_LENGTHS[match.group()[:2]]].match(text, match.end())
+        if rest and checksums.is_iban(text[match.start() : rest.end()].replace(" ", "")):
+            yield Found(match.start(), rest.end(), "iban")
+
+
 _START, _END = r"(?<![\w.,-])", r"(?![\w]|[.,-]\d)"
 _MONTH = "[ABCDEHLMPRST]"
+_OMOCODE = "[0-9LMNP-V]"
+"""A digit of a codice fiscale, or the letter in its place that tells people of one code apart."""
 
 FINDERS: dict[str, Finder] = {
     "email": emails,
-    "iban": checked(
-        "iban",
-        r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)",
-        checksums.is_iban,
-    ),
+    "iban": ibans,
     "credit-card": checked(
         "credit-card", rf"{_START}\d(?:[ -]?\d){{12,18}}{_END}", checksums.is_card
     ),
@@ -177,8 +190,8 @@ FINDERS: dict[str, Finder] = {
     ),
     "nl-bsn": checked(
         "nl-bsn",
-        r"(?i:\bBSN|burgerservicenummer|sofi-?nummer)\W{1,4}"
-        rf"(\d{{4}}[. ]?\d{{2}}[. ]?\d{{2,3}}){_END}",
+        r"(?i:\bBSN(?:-?nummer)?|burgerservicenummer|sofi-?nummer)\W{1,4}"
+        rf"(\d{{4}}[. ]?\d{{2}}[. ]?\d{{2,3}}|\d{{3}}[. ]\d{{3}}[. ]\d{{3}}){_END}",
         checksums.is_bsn,
         " .",
     ),
@@ -201,11 +214,15 @@ FINDERS: dict[str, Finder] = {
         checksums.is_steuer_id,
     ),
     "es-dni": checked(
-        "es-dni", r"(?<![\w-])(?:\d{8}|[XYZ]-?\d{7})-?[A-HJ-NP-TV-Z](?!\w)", checksums.is_dni
+        "es-dni",
+        r"(?<![\w-])(?:\d{8}|\d\d\.\d{3}\.\d{3}|[XYZ]-?\d{7})[ -]?[A-HJ-NP-TV-Z](?!\w)",
+        checksums.is_dni,
+        " .-",
     ),
     "it-codice-fiscale": checked(
         "it-codice-fiscale",
-        rf"(?<!\w)[A-Z]{{6}}\d\d{_MONTH}\d\d[A-Z]\d{{3}}[A-Z](?!\w)",
+        rf"(?<!\w)[A-Z]{{6}}{_OMOCODE}{{2}}{_MONTH}{_OMOCODE}{{2}}[A-Z]{_OMOCODE}{{3}}"
+        r"[A-Z](?!\w)",
         checksums.is_codice_fiscale,
     ),
     "phone": phones,

@@ -84,8 +84,7 @@ class MetadataReader:
         else:
             shown = "null" if found is None else f"{type(found).__name__} {str(found)[:40]!r}"
             reason = f"the value of {self._key!r} is {shown}, not a text"
-        raw = orjson.dumps(record.value, default=str, option=orjson.OPT_NON_STR_KEYS)
-        self._bad(BadRecord(record.where, reason, raw))
+        self._bad(BadRecord(record.where, reason, raw_json(record.value)))
 
     def _bad(self, bad: BadRecord) -> None:
         self.bad += 1

@@ -28,43 +28,49 @@ SMALL_ZIP_AREAS = frozenset(
 )
 """First three digits of ZIP codes of areas with at most 20,000 people (HHS, of Census 2000)."""
 
-_NAME = r"[A-Z][a-zA-Z'’-]+|[A-Z]\."
-_NAMES = rf"(?:{_NAME})(?:[ \t]+(?:(?:de|van|von|der|la|di|bin|al)[ \t]+)?(?:{_NAME})){{0,3}}"
+_UPPER, _LETTER = "[A-ZÀ-ÖØ-Þ]", r"(?:[^\W\d_]|['’-])"
+# Every repetition is bounded: what begins at each word must not run to the end of a text.
+_NAME = rf"{_UPPER}{_LETTER}{{1,40}}|{_UPPER}\."
+_PARTICLE = r"(?:(?:de|van|von|der|la|di|bin|al)[ \t]{1,4})?"
+_NAMES = rf"(?:{_NAME})(?:[ \t]{{1,4}}{_PARTICLE}(?:{_NAME})){{0,3}}"
 _CREDENTIAL = r"(?:M\.?D|D\.?O|R\.?N|N\.?P|P\.?A(?:-C)?|Ph\.?D|LPN|CRNA|DDS|DPM)\b"
-_LISTED = rf"{_NAMES}(?:,[ \t]*(?!{_CREDENTIAL})(?:{_NAME})(?:[ \t]+(?:{_NAME}))?)?"
+_LISTED = rf"{_NAMES}(?:,[ \t]{{0,4}}(?!{_CREDENTIAL})(?:{_NAME})(?:[ \t]{{1,4}}(?:{_NAME}))?)?"
 _TITLED = re.compile(
-    rf"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Rev|Sr|Sra|Hr|Fr|Mme)\b\.?[ \t]+({_NAMES})"
+    rf"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Rev|Sr|Sra|Hr|Fr|Mme)\b\.?[ \t]{{1,4}}({_NAMES})"
 )
 _LABELLED = re.compile(
     r"\b(?i:patient(?:'s)?(?: name)?|name|first name|last name|surname|attending(?: physician)?"
     r"|physician|provider|surgeon|nurse|therapist|next of kin|guardian|mother|father|spouse|wife"
     r"|husband|daughter|son|brother|sister|emergency contact|employer|signed(?: by)?"
     r"|electronically signed by|dictated by|transcribed by|reviewed by|referred by|pcp|cc)"
-    rf"[ \t]*[:=][ \t]*({_LISTED})"
+    rf"[ \t]{{0,4}}[:=][ \t]{{0,4}}({_LISTED})"
 )
 _CREDENTIALS = re.compile(
-    r"\b([A-Z][a-z'’-]+(?:[ \t]+[A-Z]\.?)?(?:[ \t]+[A-Z][a-zA-Z'’-]+)+),?[ \t]+" + _CREDENTIAL
+    rf"\b({_UPPER}{_LETTER}{{1,40}}(?:[ \t]{{1,4}}{_UPPER}\.?)?"
+    rf"(?:[ \t]{{1,4}}{_UPPER}{_LETTER}{{1,40}}){{1,3}}),?[ \t]{{1,4}}{_CREDENTIAL}"
 )
 _STREET = re.compile(
-    r"\b\d{1,6}[A-Z]?[ \t]+(?:[NSEW]\.?[ \t]+)?(?:[A-Z0-9][\w'’.-]*[ \t]+){1,4}"
+    r"\b\d{1,6}[A-Z]?[ \t]{1,4}(?:[NSEW]\.?[ \t]{1,4})?(?:[A-Z0-9][\w'’.-]{0,40}[ \t]{1,4}){1,4}"
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Way|Place|Pl|Terrace"
     r"|Ter|Circle|Cir|Highway|Hwy|Parkway|Pkwy|Square|Sq|Trail|Trl)\b\.?"
-    r"(?:,?[ \t]*(?:Apt|Apartment|Suite|Ste|Unit|Room|Rm|Floor|Fl|#)\.?[ \t]*[\w-]+)?"
-    r"|\bP\.?[ \t]?O\.?[ \t]+Box[ \t]+\d+"
+    r"(?:,?[ \t]{0,4}(?:Apt|Apartment|Suite|Ste|Unit|Room|Rm|Floor|Fl|#)\.?[ \t]{0,4}[\w-]+)?"
+    r"|\bP\.?[ \t]?O\.?[ \t]{1,4}Box[ \t]{1,4}\d+"
 )
 _STATES = (
     "AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM"
     "|NY|NC|ND|OH|OK|OR|PA|PR|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY"
 )
 _CITY = re.compile(
-    rf"\b([A-Z][a-zA-Z.'’-]+(?:[ \t][A-Z][a-zA-Z.'’-]+){{0,3}}),[ \t]+(?:{_STATES})\b"
+    rf"\b({_UPPER}(?:{_LETTER}|\.){{1,40}}(?:[ \t]{_UPPER}(?:{_LETTER}|\.){{1,40}}){{0,3}})"
+    rf",[ \t]{{1,4}}(?:{_STATES})\b"
 )
 _LABELLED_PLACE = re.compile(
     r"\b(?i:city|town|county|precinct|parish|village|hospital|facility|address)"
-    r"[ \t]*[:=][ \t]*([^\n;,<]{2,60})"
+    r"[ \t]{0,4}[:=][ \t]{0,4}([^\n;,<]{2,60})"
 )
 _ZIP = re.compile(
-    rf"(?:\b(?:{_STATES})\.?,?[ \t]+|\b(?i:zip(?:[ -]?code)?)[ \t]*[:=]?[ \t]*)"
+    rf"(?:\b(?:{_STATES})\.?,?[ \t]{{1,4}}"
+    r"|\b(?i:zip(?:[ -]?code)?)[ \t]{0,4}[:=]?[ \t]{0,4})"
     r"(\d{5}(?:-\d{4})?)\b"
 )
 _MONTHS = (
@@ -78,21 +84,24 @@ _DATES = (
         rf"(?<![\w/.-]){_YEAR}([/.-])(?:0?[1-9]|1[0-2])\2{_DAY}"
         r"(?:[T ]\d\d:\d\d(?::\d\d)?Z?)?(?![\w/-]|\.\d)"
     ),
-    re.compile(rf"(?i)\b{_MONTHS}\.?[ \t]+{_DAY}(?:st|nd|rd|th)?(?:,?[ \t]+{_YEAR})?\b(?!\w)"),
     re.compile(
-        rf"(?i)\b{_DAY}(?:st|nd|rd|th)?[ \t.-]+(?:of[ \t]+)?{_MONTHS}\.?(?:[ \t,-]+{_YEAR})?\b"
+        rf"(?i)\b{_MONTHS}\.?[ \t]{{1,4}}{_DAY}(?:st|nd|rd|th)?(?:,?[ \t]{{1,4}}{_YEAR})?\b(?!\w)"
     ),
-    re.compile(rf"(?i)\b{_MONTHS}\.?,?[ \t]+(?:of[ \t]+)?{_YEAR}\b"),
+    re.compile(
+        rf"(?i)\b{_DAY}(?:st|nd|rd|th)?[ \t.-]{{1,4}}(?:of[ \t]{{1,4}})?{_MONTHS}\.?"
+        rf"(?:[ \t,-]{{1,4}}{_YEAR})?\b"
+    ),
+    re.compile(rf"(?i)\b{_MONTHS}\.?,?[ \t]{{1,4}}(?:of[ \t]{{1,4}})?{_YEAR}\b"),
     re.compile(
         r"(?i)\b(?:on|since|until|dated?|dob|admitted|discharged|seen|born|from|through|d/c)"
-        r"[: \t]+"
-        rf"(?P<short>(?:0?[1-9]|1[0-2])/{_DAY})(?![\w/%]|\.\d|[ \t]*mm)"
+        r"[: \t]{1,4}"
+        rf"(?P<short>(?:0?[1-9]|1[0-2])/{_DAY})(?![\w/%]|\.\d|[ \t]{{0,4}}mm)"
     ),
 )
 _AGES = re.compile(
     r"(?i)\b(9\d|1[0-3]\d)"
     r"(?=[- ]?(?:years?|yrs?|y)[- .]*(?:old|o\b|/o\b|of age)|[ -]?yo\b|[- ]y/o\b)"
-    r"|\bage[d]?[: \t]+(?:of[ \t]+)?(9\d|1[0-3]\d)\b(?!\+)"
+    r"|\bage[d]?[: \t]{1,4}(?:of[ \t]{1,4})?(9\d|1[0-3]\d)\b(?!\+)"
 )
 _VIN = re.compile(r"(?<!\w)[A-HJ-NPR-Z0-9]{17}(?!\w)")
 _URL = re.compile(r"\b(?:https?://|ftp://|www\.)[^\s<>\"')\]]+[^\s<>\"')\].,;:!?]")
@@ -100,14 +109,15 @@ _MENTIONS = {
     "biometric": re.compile(
         r"(?i)\b(?:finger|palm|voice|foot)[ -]?prints?\b|\b(?:retina(?:l)?|iris|facial|face)[ -]?"
         r"(?:scan|recognition|geometry|template)s?\b"
-        r"|\bbiometric\w*(?:[ ]+(?:id|template|record)s?)?"
+        r"|\bbiometric\w*(?:[ ]{1,4}(?:id|template|record)s?)?"
     ),
     "photo": re.compile(
-        r"(?i)\b(?:full[- ]face[ ]+)?photo(?:graph)?s?\b|\b[\w-]+\.(?:jpe?g|png|tiff?|heic|dcm)\b"
+        r"(?i)\b(?:full[- ]face[ ]{1,4})?photo(?:graph)?s?\b"
+        r"|(?<![\w-])[\w-]+\.(?:jpe?g|png|tiff?|heic|dcm)\b"
     ),
 }
 _CODE = (
-    r"[ \t]*(?i:is|no\.?|number|num|nr\.?|id|#)?[ \t]*[:#=]?[ \t]*#?"
+    r"[ \t]{0,4}(?i:is|no\.?|number|num|nr\.?|id|#)?[ \t]{0,4}[:#=]?[ \t]{0,4}#?"
     r"((?=[\w/-]*\d)[A-Za-z0-9][\w/-]{3,24})\b"
 )
 _LABELS = {
@@ -115,7 +125,7 @@ _LABELS = {
     r"|(?:hospital|unit) (?:no\.?|number)",
     "health-plan": r"(?:health plan|member|policy|subscriber|group|insurance|medicare|medicaid"
     r"|beneficiary|HICN)"
-    r"[ \t]*(?:id|no\.?|number|#)",
+    r"[ \t]{0,4}(?:id|no\.?|number|#)",
     "account": r"account|acct\.?|invoice|billing (?:no\.?|number|id)",
     "license": r"(?:driver'?s? )?licen[cs]e|certificate|DEA|NPI|passport",
     "vehicle": r"VIN|(?:license )?plate|vehicle (?:id|no\.?|number)|registration",

@@ -149,4 +149,4 @@ def _row(document: Stored, extra: Sequence[str]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> bytes:
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return raw_json(value)

@@ -84,15 +84,15 @@ def _invalid(kind: str, value: str, seed: bytes) -> str:
 
 
 def _shaped(value: str, seed: bytes) -> str:
-    """Other digits for digits, other letters for letters, the rest as it is."""
+    """Other digits for digits of any script, other letters for letters, the rest as it is."""
     stream = _stream(seed)
     return "".join(
         string.digits[next(stream) % 10]
-        if c in string.digits
+        if c.isdecimal()
         else string.ascii_uppercase[next(stream) % 26]
-        if c in string.ascii_uppercase
+        if c.isupper()
         else string.ascii_lowercase[next(stream) % 26]
-        if c in string.ascii_lowercase
+        if c.isalpha()
         else c
         for c in value
     )
