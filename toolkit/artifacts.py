@@ -92,13 +92,10 @@ class Artifact:
                 raise ToolkitError("file's checksum differs from the one recorded", where=str(path))
 
 
-def sha256(*paths: Path) -> str:
-    """Hex SHA-256 of a file's bytes, or of several files' one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest()
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_artifact(folder: Path) -> Artifact:

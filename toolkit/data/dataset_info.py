@@ -56,7 +56,7 @@ def describe(
     }
     if skipped := sum((Counter(result.info["skipped"]) for result in done), Counter()):
         info["skipped"] = dict(skipped)  # what web archives hold beside pages
-    if config.output == "shards" or any(group.weight for group in plan.groups):
+    if any(group.weight for group in plan.groups):
         info["weights"] = weights(plan.groups, prefixes, built)
     return info
 

@@ -7,6 +7,7 @@ byte, whatever that number is, and however often work was killed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
@@ -15,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
-from toolkit.artifacts import Artifact, link_or_copy, sha256
+from toolkit.artifacts import Artifact, link_or_copy
 from toolkit.context import StageContext
 from toolkit.data.config import TokenizeConfig
-from toolkit.data.dataset_info import describe
+from toolkit.data.dataset_info import describe, weights
 from toolkit.data.indexed import bin_path, idx_path
 from toolkit.data.merge import merge_indexed
 from toolkit.data.pack.blend import write_data_args
@@ -73,15 +75,12 @@ def _finish(config: TokenizeConfig, context: StageContext, plan: Plan, started: 
         copy_tokenizer(context.path(config.tokenizer), built / "tokenizer")
         verify(done, context)
         pieces = _pieces(config, plan, done)
-        with ThreadPoolExecutor(1) as beside:  # the kernel copies while a core hashes
-            hashing = beside.submit(_checksums, pieces)
-            for piece in pieces:
-                _assemble(piece, built)
-            checksums = hashing.result()
+        checksums = _assemble(pieces, built)
         bad = _join_quarantines(done, built / QUARANTINE)
         info = describe(config, plan, done, prefixes_of(pieces), built)
-        if "weights" in info:
-            write_data_args(built, context.folder / "artifact", info)
+        if len(info["prefixes"]) > 1 and len(config.text_keys) == 1:
+            listed = {"weights": weights(plan.groups, prefixes_of(pieces), built), **info}
+            write_data_args(built, context.folder / "artifact", listed)
         artifact = context.publish(built, "dataset", info=info, checksums=checksums)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -131,17 +130,34 @@ def prefixes_of(pieces: Sequence[Piece]) -> dict[str, list[str]]:
     return found
 
 
-def _assemble(piece: Piece, built: Path) -> None:
-    """Merge the shards, or link the only one."""
-    if len(piece.parts) == 1:
-        _take(piece.parts[0], built / piece.name)
-    else:
-        merge_indexed(piece.parts, built / piece.name)
+def _assemble(pieces: Sequence[Piece], built: Path) -> dict[str, str]:
+    """Merge or link the shards; gives the SHA-256 of the tokens, which a thread makes meanwhile."""
+    stopped = Event()
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(_checksums, pieces, stopped)
+        try:
+            for piece in pieces:
+                if len(piece.parts) == 1:
+                    _take(piece.parts[0], built / piece.name)
+                else:
+                    merge_indexed(piece.parts, built / piece.name)
+            return hashing.result()
+        finally:
+            stopped.set()  # a signal must not wait for terabytes to be hashed
 
 
-def _checksums(pieces: Sequence[Piece]) -> dict[str, str]:
-    """The SHA-256 of the tokens of each piece, from the shards that were just verified."""
-    return {f"{p.name}.bin": sha256(*(bin_path(part) for part in p.parts)) for p in pieces}
+def _checksums(pieces: Sequence[Piece], stopped: Event) -> dict[str, str]:
+    """By the names of the pieces' files, from the shards that were just verified."""
+    found = {}
+    for piece in pieces:
+        digest = hashlib.sha256()
+        for part in piece.parts:
+            if stopped.is_set():
+                return {}
+            with bin_path(part).open("rb") as stream:
+                hashlib.file_digest(stream, lambda: digest)  # noqa: B023 - called at once
+        found[bin_path(Path(piece.name)).as_posix()] = digest.hexdigest()
+    return found
 
 
 def _take(source: Path, target: Path) -> None:

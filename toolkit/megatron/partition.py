@@ -205,7 +205,14 @@ def _held_out(counts: Counts, weights: dict[str, float], config: PretrainConfig)
         return None
     found = {name: counts["valid"][name] // config.sequence for name in weights}
     most = min((found[name] - 1) / weight for name, weight in weights.items())
-    return max(1, int(most) - len(weights))
+    drawn = max(1, int(most) - len(weights))
+    if drawn < sum(found.values()) // 2:
+        fewest = min(weights, key=lambda name: found[name] / weights[name])
+        logger.warning(
+            "%d of %d held-out samples are evaluated: %s has %d for its weight of %.3g",
+            *(drawn, sum(found.values()), Path(fewest).name, found[fewest], weights[fewest]),
+        )
+    return drawn
 
 
 def _tokens(reader: IndexedReader) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,16 @@ import xxhash
 from toolkit.data.config import SampleBy
 from toolkit.data.keys import MISSING, getter
 from toolkit.data.readers import RecordReader
-from toolkit.data.records import BadRecord, OnBad, Record, key_problem, refuse
+from toolkit.data.records import BadRecord, OnBad, Record, key_problem, raw_json, refuse
 from toolkit.data.shards import Part
+
+
+class Metadata(dict[str, Any]):
+    """A record's other keys, and where it stands, for messages."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
 
 
 class MetadataReader:
@@ -42,7 +51,7 @@ class MetadataReader:
         self._get = getter(text_key)
         self._reader = RecordReader(parts, self._bad, sample_by=sample_by, text_key=text_key)
         self.documents = self.empty = self.bad = 0
-        self.ids: list[int] = []
+        self.ids = array("Q")
         """xxh3-64 of the ids that records have, in their order."""
 
     @property
@@ -76,7 +85,7 @@ class MetadataReader:
         else:
             own = str(given)
             self.ids.append(xxhash.xxh3_64_intdigest(own.encode()))
-        return {**_opened(value), "id": own}
+        return Metadata({**_opened(value), "id": own}, record.where)
 
     def _no_text(self, record: Record, found: object) -> None:
         if found is MISSING:

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from toolkit.data.clean.batch import Stored
+from toolkit.data.clean.batch import LANGUAGE, Stored
+from toolkit.data.records import raw_json
 
 OutputFormat = Literal["parquet", "jsonl.zst"]
 LEVEL = 3
 """Of zstandard."""
 GROUP = 32 << 20
 """Characters in a row group."""
-LANGUAGE = ("language", "language_score")
 REMOVED = ("reason", "detail")
 _TYPES = {"language_score": pa.float32()}
 

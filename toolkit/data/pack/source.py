@@ -142,7 +142,7 @@ def _refuse_packed_or_blended(found: Dataset) -> None:
             "a blend can't be packed: its weights would be lost",
             where=str(found.folder),
             hint="pack each of its datasets, and blend what comes out; of one tokenize stage, "
-            "leave out weights and output: shards",
+            "leave out weights",
         )
 
 

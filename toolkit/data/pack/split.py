@@ -66,7 +66,7 @@ def _refuse_split_or_blended(found: Dataset) -> None:
             f"the dataset is {what} already",
             where=str(found.folder),
             hint="split each dataset first, then blend what comes out; of one tokenize stage, "
-            "leave out weights and output: shards",
+            "leave out weights",
         )
 
 
