@@ -4,7 +4,8 @@
 A   names                     behind titles and labels, in front of M.D. and the like
 B   places                    street addresses, PO boxes, city before state and ZIP, labelled ones;
                               of a ZIP code three digits stay, none in the 17 small areas
-C   dates and ages            of dates the year stays; ages over 89 become 90+
+C   dates and ages            of dates the year stays, but of births, which tell ages over 89;
+                              ages over 89 become 90+
 D-Q numbers, addresses        fax with phone; MRN, health plan, account, licence, plate and device
                               numbers by their labels; VIN by its check digit; URLs
 P   biometrics, photographs   their mention, and names of image files
@@ -32,7 +33,8 @@ _UPPER, _LETTER = "[A-ZÀ-ÖØ-Þ]", r"(?:[^\W\d_]|['’-])"
 # Every repetition is bounded: what begins at each word must not run to the end of a text.
 _NAME = rf"{_UPPER}{_LETTER}{{1,40}}|{_UPPER}\."
 _PARTICLE = r"(?:(?:de|van|von|der|la|di|bin|al)[ \t]{1,4})?"
-_NAMES = rf"(?:{_NAME})(?:[ \t]{{1,4}}{_PARTICLE}(?:{_NAME})){{0,3}}"
+_LABEL = r"(?!(?:DOB|D\.O\.B\.|MRN|SSN|Age|Sex|Phone|Fax|ID)(?!\w))"
+_NAMES = rf"(?:{_NAME})(?:[ \t]{{1,4}}{_LABEL}{_PARTICLE}(?:{_NAME})){{0,3}}"
 _CREDENTIAL = r"(?:M\.?D|D\.?O|R\.?N|N\.?P|P\.?A(?:-C)?|Ph\.?D|LPN|CRNA|DDS|DPM)\b"
 _LISTED = rf"{_NAMES}(?:,[ \t]{{0,4}}(?!{_CREDENTIAL})(?:{_NAME})(?:[ \t]{{1,4}}(?:{_NAME}))?)?"
 _TITLED = re.compile(
@@ -98,10 +100,18 @@ _DATES = (
         rf"(?P<short>(?:0?[1-9]|1[0-2])/{_DAY})(?![\w/%]|\.\d|[ \t]{{0,4}}mm)"
     ),
 )
+_BIRTH = re.compile(
+    r"(?i)(?:\bD\.?O\.?B\.?|\bborn|\bbirth[ ]?(?:date|day)?|\bdate of birth)"
+    r"[ \t:=(]{0,6}(?:(?:on|in|is)[ \t]{1,4})?$"
+)
+_BIRTH_YEAR = re.compile(
+    r"(?i)\b(?:D\.?O\.?B\.?|born|year of birth|birth year)[ \t:=]{0,4}(?:in[ \t]{1,4})?"
+    r"((?:19|20)\d\d)\b(?![/.-]\d)"
+)
 _AGES = re.compile(
     r"(?i)\b(9\d|1[0-3]\d)"
     r"(?=[- ]?(?:years?|yrs?|y)[- .]*(?:old|o\b|/o\b|of age)|[ -]?yo\b|[- ]y/o\b)"
-    r"|\bage[d]?[: \t]{1,4}(?:of[ \t]{1,4})?(9\d|1[0-3]\d)\b(?!\+)"
+    r"|\bage[d]?[: \t]{1,4}(?:of[ \t]{1,4})?(9\d|1[0-3]\d)(?![\d+%])"
 )
 _VIN = re.compile(r"(?<!\w)[A-HJ-NPR-Z0-9]{17}(?!\w)")
 _URL = re.compile(r"\b(?:https?://|ftp://|www\.)[^\s<>\"')\]]+[^\s<>\"')\].,;:!?]")
@@ -156,12 +166,16 @@ def places(text: str, start: int, stop: int) -> Iterator[Found]:
 
 
 def dates(text: str, start: int, stop: int) -> Iterator[Found]:
-    """All elements of dates but the year, which stays in the tag; ages over 89."""
+    """All elements of dates but the year, which stays in tags but those of births; high ages."""
     for pattern in _DATES:
         for match in pattern.finditer(text, start, stop):
             year = next((g for g in match.groups() if g and g.isdigit()), None)
             span = match.span("short") if "short" in pattern.groupindex else match.span()
+            if _BIRTH.search(text[max(start, span[0] - 32) : span[0]]):
+                year = None
             yield Found(*span, "date", f"<DATE:{year}>" if year else "<DATE>")
+    for match in _BIRTH_YEAR.finditer(text, start, stop):
+        yield Found(*match.span(1), "date", "<DATE>")
     for match in _AGES.finditer(text, start, stop):
         yield Found(*match.span(match.lastindex or 0), "age", "90+")
 
