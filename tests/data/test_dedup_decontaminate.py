@@ -233,3 +233,19 @@ def test_an_index_is_opened_once(build: Build, tmp_path: Path) -> None:
     build(write(tmp_path / "e.jsonl", {"text": SENTENCE}))
     folder = next(path for path in tmp_path.iterdir() if path.is_dir())
     assert load_index(folder) is load_index(folder)
+
+
+def test_what_many_items_share_is_compared_once(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = words(0, 13)
+    items = [{"text": f"{shared} item{n}"} for n in range(200)]
+    index = build(write(tmp_path / "e.jsonl", *items))
+    compared: list[int] = []
+    plain = EvaluationIndex._text
+    monkeypatch.setattr(
+        EvaluationIndex, "_text", lambda s, row: compared.append(row) or plain(s, row)
+    )
+    (found,) = index.find([f"{shared} . " * 50])
+    assert found is not None and found.items == tuple(range(200)) and found.matches == 1
+    assert len(compared) < 3 * len(items)

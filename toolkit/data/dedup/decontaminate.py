@@ -55,8 +55,8 @@ class Contamination:
 class _Hits:
     """What was found in one document so far."""
 
-    grams: dict[int, int]
-    """The first of the index's rows for each n-gram's hash, in the order of the document."""
+    grams: dict[int, None]
+    """The first of the index's rows for each n-gram, in the order of the document."""
     items: set[int]
     whole: bool = False
     """Whether a short item is in the document, as a whole."""
@@ -80,6 +80,8 @@ class EvaluationIndex:
         self._words = mapped(folder / WORDS, np.uint8)
         self._items = mapped(folder / ITEMS, np.uint32).reshape(-1, 3)
         self._shift, self._table = _table(self._hashes)
+        self._known: dict[tuple[int, bytes], list[int]] = {}
+        """What ``_rows`` found: boilerplate is in many items, and often in a document."""
 
     def find(self, texts: Sequence[str]) -> list[Contamination | None]:
         """For each text, what it shares with the evaluations; None where it is clean."""
@@ -126,22 +128,28 @@ class EvaluationIndex:
 
     def _rows(self, first: int, text: bytes) -> list[int]:
         """The index's rows that have the hash of row ``first``, and these words."""
-        rows = itertools.takewhile(
-            lambda row: self._hashes[row] == self._hashes[first], range(first, len(self._hashes))
-        )
-        return [row for row in rows if self._text(row) == text]
+        key = int(first), text
+        if key not in self._known:
+            rows = itertools.takewhile(
+                lambda row: self._hashes[row] == self._hashes[first],
+                range(first, len(self._hashes)),
+            )
+            self._known[key] = [row for row in rows if self._text(row) == text]
+        return self._known[key]
 
     def _note(self, found: dict[int, _Hits], document: int, rows: list[int], n: int) -> None:
-        if rows:
-            hits = found.setdefault(document, _Hits({}, set()))
-            hits.grams.setdefault(int(self._hashes[rows[0]]), rows[0])
+        if not rows:
+            return
+        hits = found.setdefault(document, _Hits({}, set()))
+        if rows[0] not in hits.grams:
+            hits.grams[rows[0]] = None
             hits.items.update(self._grams["item"][rows].tolist())
             hits.whole = hits.whole or n < self._ngram
 
     def _verdict(self, hits: _Hits | None) -> Contamination | None:
         if hits is None or not (hits.whole or len(hits.grams) >= self._min_matches):
             return None
-        row = next(iter(hits.grams.values()))
+        row = next(iter(hits.grams))
         item = int(self._grams["item"][row])
         return Contamination(
             self._files[self._items[item, 0]],
