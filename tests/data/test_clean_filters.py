@@ -215,7 +215,7 @@ def test_functions_decide() -> None:
     assert decide(settings, "a", "b", "c", "d") == [None, "dropped", "of its own", None]
     with pytest.raises(ToolkitError, match="gave 3"):
         decide(settings, "other")
-    with pytest.raises(ToolkitError, match=r"failed on document x: KeyError\('boom'\)"):
+    with pytest.raises(ToolkitError, match=r"failed on this document: KeyError\('boom'\)"):
         decide(settings, "boom", metadata=[{"id": "x"}])
     with pytest.raises(ToolkitError, match="can't be imported"):
         decide(FunctionSettings(function="test_clean_filters:missing"), "a")

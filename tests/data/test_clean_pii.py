@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from toolkit.data.clean import checksums
 from toolkit.data.clean.scrub import Scrubber
 from toolkit.data.clean.settings import SAFE_HARBOR_LIMITS, PiiSettings
 from toolkit.data.clean.surrogates import CHECKS, Surrogates
+from toolkit.errors import DataError
 
 EVERY = PiiSettings(
     kinds=[
@@ -135,9 +137,11 @@ def test_a_dni_has_its_letter() -> None:
     assert right == ["T"]
 
 
-def test_surrogates_are_stable_and_nobodys() -> None:
+def test_surrogates_are_stable_and_nobodys(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("long secret\n")
     text = "jane@example.org, 8.8.4.4, 219-09-9999, jane@example.org and 4111 1111 1111 1111"
-    kinds = PiiSettings(kinds=EVERY.kinds, replace_with="surrogate", surrogate_key="long secret")
+    kinds = PiiSettings(kinds=EVERY.kinds, replace_with="surrogate", surrogate_key_file=str(secret))
     found = Scrubber(kinds)(text)
     assert found == Scrubber(kinds)(text)
     parts = re.split(", | and ", found)
@@ -146,8 +150,11 @@ def test_surrogates_are_stable_and_nobodys() -> None:
     assert parts[1].startswith(("192.0.2.", "198.51.100.", "203.0.113."))
     assert parts[2].startswith("666-")
     assert parts[4].startswith("9999 99") and checksums.luhn(parts[4].replace(" ", ""))
-    other = kinds.model_copy(update={"surrogate_key": "another secret"})
-    assert Scrubber(other)(text) != found
+    secret.write_text("another secret")
+    assert Scrubber(kinds)(text) != found
+    secret.write_text("short")
+    with pytest.raises(DataError, match="has 5 bytes, fewer than 8"):
+        Scrubber(kinds)
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -224,7 +231,10 @@ def test_safe_harbor_says_what_it_cannot_do() -> None:
     [
         ({"kinds": []}, "kinds is empty, and there is no preset; known are email"),
         ({"kinds": ["email", "email"]}, "kinds has 'email' twice"),
-        ({"surrogate_key": "long enough"}, "surrogate_key goes with replace_with: surrogate"),
+        (
+            {"surrogate_key_file": "some file"},
+            "surrogate_key_file goes with replace_with: surrogate",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, object], message: str) -> None:

@@ -357,3 +357,58 @@ def test_two_filters_of_one_name_are_refused() -> None:
 def test_filters_that_make_no_sense_are_refused(one: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CleanConfig.model_validate({"sources": ["a"], "filters": [one]})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "beside"),
+    [
+        ("scrub", {"by": "<EMAIL>", "more": ["<EMAIL>", 3]}),
+        ("keep", {"by": "jane@example.org", "more": ["jane@example.org", 3]}),
+        ("drop", {}),
+    ],
+)
+def test_personal_data_is_left_neither_beside_texts_nor_aside(
+    stage_context: Make, tmp_path: Path, metadata: str, beside: dict[str, Any]
+) -> None:
+    more = {"by": "jane@example.org", "more": ["jane@example.org", 3]}
+    rows = [
+        {"id": "stays", "text": PROSE + "to jane@example.org", **more},
+        {"id": "goes", "text": "to jane@example.org", **more},
+    ]
+    artifact = clean(
+        stage_context("c", "clean"),
+        [write_rows(tmp_path / "a.jsonl", rows)],
+        filters=[{"filter": "length", "min_words": 9}],
+        pii={"metadata": metadata},
+        keep_removed=True,
+    )
+    (stays,), (goes,) = stored(artifact), stored(artifact, "removed")
+    assert stays.text == PROSE + "to <EMAIL>" and goes.text == "to <EMAIL>"
+    assert stays.metadata == {"id": "stays", **beside}
+    assert goes.metadata == {"id": "goes", **beside}
+
+
+def test_a_function_that_fails_is_told_with_its_document_and_line(
+    stage_context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "some_filters.py").write_text(
+        "def fails(text, metadata):\n    return 1 / 0\n\n"
+        "def takes(text, metadata):\n    return metadata.pop('id') == 'a'\n\nnothing = 3\n"
+    )
+    (tmp_path / "broken_filters.py").write_text("def (")
+    source = write_rows(tmp_path / "a.jsonl", [{"id": "a", "text": PROSE}])
+
+    def run_with(function: str, number: int = 0) -> Artifact:
+        chosen = [{"filter": "function", "function": function}]
+        return clean(stage_context(f"c{number}", "clean"), [source], filters=chosen)
+
+    with pytest.raises(ToolkitError, match=r"a\.jsonl:1 \(id a\)") as caught:
+        run_with("some_filters:fails")
+    assert "some_filters:fails" in str(caught.value)
+    assert "some_filters.py:2" in str(caught.value)
+    assert run_with("some_filters:takes", 1).info["counts"]["written"] == 1
+    with pytest.raises(ToolkitError, match="not a function"):
+        run_with("some_filters:nothing", 2)
+    with pytest.raises(ToolkitError, match="can't be imported: SyntaxError"):
+        run_with("broken_filters:fails", 3)

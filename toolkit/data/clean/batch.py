@@ -15,6 +15,10 @@ Reasons = list[str | None]
 """For each document of a batch why it goes; None where it stays."""
 
 
+LANGUAGE = ("language", "language_score")
+"""Metadata that the language filter gives."""
+
+
 @dataclass
 class Batch:
     """Documents: texts, and what is known of them beside the text."""

@@ -51,7 +51,8 @@ class CleanConfig(StageConfig):
         default=[], description="Filters, in the order in which documents pass them."
     )
     pii: PiiSettings | None = Field(
-        default=None, description="Personal data to replace in the documents that stay."
+        default=None,
+        description="Personal data to replace, also in removed/; not in quarantine.jsonl.",
     )
     decontaminate: DecontaminateSettings | None = Field(
         default=None, description="Remove documents that hold items of evaluation data."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.clean.batch import Batch, Filter, Reasons, Stored
+from toolkit.data.clean.batch import LANGUAGE, Batch, Filter, Reasons, Stored
 from toolkit.data.clean.c4 import C4Quality
 from toolkit.data.clean.filter_settings import FilterSettings
 from toolkit.data.clean.fineweb import FineWebQuality
@@ -36,6 +36,8 @@ FILTERS: dict[str, Callable[[Any], Filter]] = {
 EMPTIED = "emptied"
 """Why a document goes of which repair or a filter left nothing but blanks."""
 CONTAMINATED = "contaminated"
+OURS = ("id", *LANGUAGE)
+"""Metadata that are not the record's other keys."""
 
 
 class Pipeline:
@@ -52,10 +54,15 @@ class Pipeline:
         pii: PiiSettings | None,
         evaluations: EvaluationIndex | None = None,
         seed: int = 0,
+        *,
+        keep_removed: bool = False,
     ) -> None:
         self._normaliser = Normaliser(normalize) if normalize else None
         self._filters = [(one.label, FILTERS[one.filter](one)) for one in filters]
         self._scrubber = Scrubber(pii, seed) if pii else None
+        self._aside = Scrubber(pii, seed) if pii and keep_removed else None
+        """For what is written aside, which is not counted."""
+        self._beside = pii.metadata if pii else "keep"
         self._evaluations = evaluations
         self._splitter = Splitter()
         self.drops: Counter[str] = Counter()
@@ -82,10 +89,27 @@ class Pipeline:
             if len(batch):
                 batch = self._judge(batch, label, judge, removed)
         if self._scrubber:
-            batch = self._edit(batch, "pii", self._scrubber, removed)
+            batch = self._scrub(batch, self._scrubber, removed)
         if self._evaluations and len(batch):
             batch = self._decontaminate(batch, self._evaluations, removed)
         return batch, removed
+
+    def _scrub(self, batch: Batch, scrubber: Scrubber, removed: list[Stored]) -> Batch:
+        """Scrub what stays, and what was removed so far where it is written aside."""
+        if self._aside:
+            for one in removed:
+                one.text = self._aside(one.text)
+                one.metadata = self._without_pii(one.metadata, self._aside)
+        batch.metadata = [self._without_pii(one, scrubber) for one in batch.metadata]
+        return self._edit(batch, "pii", scrubber, removed)
+
+    def _without_pii(self, metadata: dict[str, Any], scrubber: Scrubber) -> dict[str, Any]:
+        if self._beside == "keep":
+            return metadata
+        ours = {key: metadata[key] for key in OURS if key in metadata}
+        if self._beside == "drop":
+            return ours
+        return {key: _scrubbed(value, scrubber) for key, value in metadata.items()} | ours
 
     def _edit(
         self, batch: Batch, step: str, edit: Callable[[str], str], removed: list[Stored]
@@ -135,3 +159,14 @@ class Pipeline:
                 detail = details[index] if details else ""
                 removed.append(Stored(batch.texts[index], batch.metadata[index], reason, detail))
         return batch.kept(np.array([reason is None for reason in reasons], bool))
+
+
+def _scrubbed(value: Any, scrubber: Scrubber) -> Any:
+    """A JSON value with every text in it scrubbed."""
+    if isinstance(value, str):
+        return scrubber(value)
+    if isinstance(value, list):
+        return [_scrubbed(one, scrubber) for one in value]
+    if isinstance(value, dict):
+        return {key: _scrubbed(one, scrubber) for key, one in value.items()}
+    return value

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.artifacts import Artifact
+from toolkit.artifacts import Artifact, link_or_copy
 from toolkit.context import StageContext
 from toolkit.data.clean.account import describe, show
 from toolkit.data.clean.config import EVALUATIONS, FILTER, WRITE, CleanConfig
@@ -232,7 +232,7 @@ def _link(result: TaskResult, name: str, target: Path) -> None:
             where=str(path),
             hint=f"remove {result.folder} and run the same command again",
         )
-    target.hardlink_to(path)
+    link_or_copy(path, target)
 
 
 def _join(target: Path, parts: Iterable[Path]) -> None:

@@ -6,14 +6,18 @@ import bisect
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from toolkit.data.clean import safe_harbor
 from toolkit.data.clean.identifiers import FINDERS, Finder, Found, addresses, windows
 from toolkit.data.clean.settings import PiiSettings
 from toolkit.data.clean.surrogates import Surrogates
+from toolkit.errors import DataError
 
 SAFE_HARBOR_KINDS = ("email", "us-ssn", "phone", "ip")
 """What the preset takes of the finders that other settings have too."""
+KEY_BYTES = 8
+"""Of a secret, at least."""
 TAG = re.compile(r"<[A-Z][A-Z-]*(?::\d+)?>")
 
 
@@ -23,13 +27,14 @@ class Scrubber:
     Args:
         settings: what to look for, and what to put in its place.
         seed: of the surrogates' key, where the settings have none.
+
+    Raises:
+        DataError: the file of the key can't be read, or is too short.
     """
 
     def __init__(self, settings: PiiSettings, seed: int = 0) -> None:
-        key = settings.surrogate_key or f"seed {seed}"
-        self._surrogates = (
-            Surrogates(key.encode()) if settings.replace_with == "surrogate" else None
-        )
+        key = _secret(settings.surrogate_key_file) or f"seed {seed}".encode()
+        self._surrogates = Surrogates(key) if settings.replace_with == "surrogate" else None
         kinds = {*settings.kinds, *(SAFE_HARBOR_KINDS if settings.preset else ())}
         finders = FINDERS | {"ip": addresses(settings.ip_public_only and not settings.preset)}
         order = sorted(kinds, key=[*FINDERS, "ip"].index)
@@ -85,6 +90,24 @@ class Scrubber:
 
 NUMERIC = frozenset(FINDERS) - {"email", "it-codice-fiscale"}
 """Kinds that have many digits close together, so that the rest of a text needs no look."""
+
+
+def _secret(file: str | None) -> bytes:
+    if file is None:
+        return b""
+    try:
+        key = Path(file).expanduser().read_bytes().strip()
+    except OSError as error:
+        raise DataError(
+            f"the surrogates' key can't be read: {error.strerror}", where=file
+        ) from error
+    if len(key) < KEY_BYTES:
+        raise DataError(
+            f"the surrogates' key has {len(key)} bytes, fewer than {KEY_BYTES}",
+            where=file,
+            hint="openssl rand -hex 32 makes a good one",
+        )
+    return key
 
 
 def _is_free(taken: Sequence[Found], one: Found) -> bool:

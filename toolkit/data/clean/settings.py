@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from toolkit.stage import Settings
+from toolkit.stage import Reference, Settings
 
 SAFE_HARBOR_LIMITS = (
     "rules find no names in free text (only behind a title or a label, or as a signature), no "
@@ -81,17 +81,21 @@ class PiiSettings(Settings):
     ip_public_only: bool = Field(
         default=True, description="Leave private, local and reserved IP addresses alone."
     )
-    surrogate_key: str | None = Field(
+    metadata: Literal["scrub", "keep", "drop"] = Field(
+        default="scrub",
+        description="What becomes of the record's other keys: their texts are scrubbed too, they "
+        "stay as they are, or they are left out; ids stay.",
+    )
+    surrogate_key_file: Annotated[str, Reference()] | None = Field(
         default=None,
-        min_length=8,
-        description="Secret of the surrogates; by default made from the stage's seed, so that who "
-        "has the seed can test guesses. It is not written to the artifact.",
+        description="File that holds the secret of the surrogates, of 8 bytes or more; by default "
+        "it is made from the stage's seed, so that who has the seed can test guesses.",
     )
 
     @model_validator(mode="after")
     def _key_is_used(self) -> Self:
-        if self.surrogate_key is not None and self.replace_with != "surrogate":
-            raise ValueError("surrogate_key goes with replace_with: surrogate")
+        if self.surrogate_key_file is not None and self.replace_with != "surrogate":
+            raise ValueError("surrogate_key_file goes with replace_with: surrogate")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.artifacts import link_or_copy
+from toolkit.data.clean.batch import LANGUAGE
 from toolkit.data.clean.config import CleanConfig
 from toolkit.data.clean.filter_settings import FilterSettings
 from toolkit.data.clean.pipeline import Pipeline
 from toolkit.data.clean.reading import MetadataReader
 from toolkit.data.clean.settings import NormalizeSettings, PiiSettings
-from toolkit.data.clean.store import LANGUAGE, REMOVED, OutputFormat, open_writer, read_stored
+from toolkit.data.clean.store import REMOVED, OutputFormat, open_writer, read_stored
 from toolkit.data.config import SampleBy
 from toolkit.data.dedup.config import ExactDedupSettings, NearDedupSettings
 from toolkit.data.dedup.decontaminate import load_index
@@ -103,7 +104,14 @@ def clean_shard(work: CleanWork, output: TaskOutput) -> dict[str, Any]:
     """
     recipe = work.recipe
     evaluations = load_index(Path(recipe.evaluations)) if recipe.evaluations else None
-    pipeline = Pipeline(recipe.normalize, recipe.filters, recipe.pii, evaluations, recipe.seed)
+    pipeline = Pipeline(
+        recipe.normalize,
+        recipe.filters,
+        recipe.pii,
+        evaluations,
+        recipe.seed,
+        keep_removed=recipe.keep_removed,
+    )
     tally: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     with Quarantine(output.path(QUARANTINE)) as quarantine:
@@ -194,7 +202,7 @@ def write_unique(work: WriteWork, output: TaskOutput) -> dict[str, Any]:
     removals = {one.index: one for one in work.removals.of(work.shard)}
     drops: Counter[str] = Counter(one.reason for one in removals.values())
     if not removals:
-        os.link(source, output.path(recipe.documents))
+        link_or_copy(source, output.path(recipe.documents))
         return {"drops": {}, "characters": 0, "languages": {}}
     characters, languages = 0, Counter[str]()
     extra = recipe.columns

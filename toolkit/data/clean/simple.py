@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Url:
         if self._settings.missing == "error":
             raise DataError(
                 f"the document has no URL: there is no text under {key!r}",
-                where=f"id {metadata.get('id')}" if "id" in metadata else None,
+                where=_place(metadata),
                 hint="set url_key, or missing: keep or drop",
             )
         return "no_url" if self._settings.missing == "drop" else None
@@ -171,11 +172,12 @@ class Function:
 
     def _reason(self, text: str, metadata: dict[str, Any]) -> str | None:
         try:
-            result = self._function(text, metadata)
+            result = self._function(text, dict(metadata))
         except Exception as error:
             raise ToolkitError(
-                f"the filter function failed on document {metadata.get('id')}: {error!r}",
-                where=self._name,
+                f"the filter function {self._name} failed on this document: {error!r}"
+                f"{_line(error)}",
+                where=_place(metadata),
             ) from error
         if result is None or result is True:
             return None
@@ -184,10 +186,24 @@ class Function:
         if isinstance(result, str) and result:
             return result
         raise ToolkitError(
-            f"the filter function gave {result!r}",
-            where=self._name,
+            f"the filter function {self._name} gave {result!r:.80} for this document",
+            where=_place(metadata),
             hint="it must give True or None (keep), False (drop), or a reason to drop",
         )
+
+
+def _place(metadata: dict[str, Any]) -> str | None:
+    """Where a document stands, and its id, as far as they are known."""
+    where, name = getattr(metadata, "where", None), metadata.get("id")
+    if where is None or name in (None, where):
+        return where or (name and f"id {name}")
+    return f"{where} (id {name})"
+
+
+def _line(error: Exception) -> str:
+    """The line of the user's code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _resolve(name: str) -> Callable[[str, dict[str, Any]], object]:
@@ -196,10 +212,12 @@ def _resolve(name: str) -> Callable[[str, dict[str, Any]], object]:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's: it may raise anything
         raise ToolkitError(
-            f"the filter function can't be imported: {error}",
+            f"the filter function can't be imported: {type(error).__name__}: {error}",
             where=name,
             hint="put its folder on PYTHONPATH, on every machine of the run",
         ) from error
+    if not callable(found):
+        raise ToolkitError(f"this is of type {type(found).__name__}, not a function", where=name)
     return found  # type: ignore[no-any-return]
