@@ -8,10 +8,12 @@ import pytest
 from fake_run import write_run
 from test_report import EVIL, read
 
+from toolkit.data.clean.settings import SAFE_HARBOR_LIMITS
 from toolkit.data.examine.statistics import sections
 from toolkit.report.build import build_report
 from toolkit.report.charts import BOTTOM, HEIGHT, TOP
 from toolkit.report.data import MOST_ROWS, data_charts, source_names
+from toolkit.report.facts import facts
 
 CLEANED = {
     "counts": {"read": 50_000, "written": 31_000, "removed": 18_700, "quarantined": 300},
@@ -133,3 +135,8 @@ def test_sources_in_a_few_words() -> None:
     assert source_names({"sources": [{"name": "a"}] * 2}) == "a"
     assert source_names({"per_source": [{"name": n} for n in "abcde"]}) == "a, b, c and 2 more"
     assert source_names({}) == ""
+
+
+def test_what_safe_harbor_cannot_do_is_told_to_its_end() -> None:
+    ((_, fact),) = facts({"pii_limits": SAFE_HARBOR_LIMITS})
+    assert fact.value == SAFE_HARBOR_LIMITS

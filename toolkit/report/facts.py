@@ -27,7 +27,8 @@ ACRONYMS = {
 }
 UNSAID = ("counts",)
 """Groups whose name adds nothing to their members'."""
-LONGEST = 240
+LONGEST = 400
+"""Characters of a value that are shown; what PII rules cannot find must fit."""
 SHARES = ("share", "accuracy", "accuracies", "fraction")
 """Last words of keys whose values between 0 and 1 are percentages."""
 
