@@ -149,3 +149,25 @@ def test_documents_of_another_stage(tmp_path: Path) -> None:
     other = artifact(tmp_path / "shards", "dataset")
     with pytest.raises(DataError, match="artifact is of type dataset; sources are documents"):
         expand_inputs([str(other)], context)
+
+
+def test_files_that_clean_takes_beside_its_sources(tmp_path: Path) -> None:
+    for name in ("domains.txt", "secret", "lid.bin"):
+        (tmp_path / name).write_text("long enough\n")
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "name: test\nstages:\n  cleaned:\n    kind: clean\n    sources: [sample:python-docs]\n"
+        "    filters:\n"
+        "    - {filter: url, domain_files: [domains.txt]}\n"
+        "    - {filter: language, model_path: lid.bin}\n"
+        "    pii: {replace_with: surrogate, surrogate_key_file: secret}\n"
+    )
+    (tmp_path / "run").mkdir()
+    run = plan_run(load_pipeline(file, ()), tmp_path / "run")
+    write_run(load_pipeline(file, ()), run)
+    [task] = run.tasks
+    settings = task.file.config
+    assert Path(settings["pii"]["surrogate_key_file"]) == tmp_path / "secret"
+    assert Path(settings["filters"][0]["domain_files"][0]) == tmp_path / "domains.txt"
+    assert Path(settings["filters"][1]["model_path"]) == tmp_path / "lid.bin"
+    assert "long enough" not in (tmp_path / "run" / "pipeline.yaml").read_text()

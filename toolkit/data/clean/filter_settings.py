@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from toolkit.stage import Reference, Settings
 
-Files = list[Annotated[str, Reference()]]
+Files = list[Annotated[str, Reference(files=True)]]
 NGrams = list[Annotated[tuple[int, float], Field(strict=False)]]
 
 
@@ -178,7 +178,7 @@ class LanguageSettings(FilterSettings):
     label_only: bool = Field(
         default=False, description="Note the language of each document, and remove none."
     )
-    model_path: Annotated[str, Reference()] | None = Field(
+    model_path: Annotated[str, Reference(files=True)] | None = Field(
         default=None,
         description="A fastText model such as lid.176.bin; needs the package fasttext.",
     )

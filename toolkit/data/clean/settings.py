@@ -86,7 +86,7 @@ class PiiSettings(Settings):
         description="What becomes of the record's other keys: their texts are scrubbed too, they "
         "stay as they are, or they are left out; ids stay.",
     )
-    surrogate_key_file: Annotated[str, Reference()] | None = Field(
+    surrogate_key_file: Annotated[str, Reference(files=True)] | None = Field(
         default=None,
         description="File that holds the secret of the surrogates, of 8 bytes or more; by default "
         "it is made from the stage's seed, so that who has the seed can test guesses.",
