@@ -103,6 +103,11 @@ def test_layouts_and_other_mistakes_come_together(tmp_path: Path) -> None:
     )
 
 
+def test_the_phases_of_a_stage_that_spreads_over_ranks(tmp_path: Path) -> None:
+    found = plan(tmp_path, "stages.corpus.resources.ntasks_per_node=3")["corpus"]
+    assert found.detail == {"phases": "shards -> finish (3 ranks in each, one in finish)"}
+
+
 def test_a_single_process_stage_refuses_ranks(tmp_path: Path) -> None:
     found = mistakes(tmp_path, "stages.vocabulary.resources.ntasks_per_node=2")
     assert "runs as one process" in found["stages.vocabulary.resources"]

@@ -14,7 +14,7 @@ from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.plan.datasets import dataset_problems
-from toolkit.stage import StageConfig
+from toolkit.stage import FINISH, StageConfig
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ def vocab_size(loaded: Loaded, name: str) -> int | None:
 
 
 def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
+    if stage_kinds()[config.kind].spread == "shards" and config.world_size() > 1:
+        phases = " -> ".join((*config.phases(), FINISH))
+        return {"phases": f"{phases} ({config.world_size()} ranks in each, one in {FINISH})"}
     if not isinstance(config, PretrainConfig):
         return {}
     layout = layout_of(config, config.world_size())
