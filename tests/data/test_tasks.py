@@ -121,10 +121,15 @@ def test_processes_end_when_their_parent_is_killed(context: StageContext) -> Non
 
 
 def test_a_signal_ends_the_processes_too(context: StageContext) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        work(context, "slow", workers=2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work(context, "slow", workers=2)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
     assert not _children(os.getpid())
 
 
