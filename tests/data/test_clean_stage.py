@@ -249,6 +249,21 @@ def test_nested_keys_and_ids(stage_context: Make, tmp_path: Path) -> None:
     assert one.metadata == {"id": "k1", "doc": {"lang": "en"}, "metadata": "not JSON"}
 
 
+def test_no_key_of_a_record_is_lost(stage_context: Make, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": PROSE, "key": "k1", "id": 7, "original_id": "x"},
+        {"text": f"{PROSE} b", "key": "k2", "lang": "en", "metadata": {"lang": "fr"}},
+        {"text": f"{PROSE} c", "key": ["a", "list"]},
+    ]
+    source = write_rows(tmp_path / "a.jsonl", rows)
+    found = stored(clean(stage_context("c", "clean"), [source], id_key="key"))
+    assert [one.metadata for one in found] == [
+        {"id": "k1", "original_id": "x", "original_original_id": 7},
+        {"id": "k2", "lang": "en", "metadata": {"lang": "fr"}},
+        {"id": f"{source}:3", "key": ["a", "list"]},
+    ]
+
+
 def test_two_documents_of_one_id(
     stage_context: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

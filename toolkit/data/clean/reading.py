@@ -79,13 +79,16 @@ class MetadataReader:
     def _metadata(self, record: Record) -> dict[str, Any]:
         value = dict(record.value)
         _remove(value, self._key)
-        given = value.pop(self._id_key, None)
+        given = value.get(self._id_key)
         if given is None or isinstance(given, (dict, list)):
             own = record.where
         else:
-            own = str(given)
+            own = str(value.pop(self._id_key))
             self.ids.append(xxhash.xxh3_64_intdigest(own.encode()))
-        return Metadata({**_opened(value), "id": own}, record.where)
+        metadata = _opened(value)
+        if metadata.get("id") is not None:  # it is not the document's id, and must not be lost
+            metadata[next(n for n in _other_names("id") if n not in metadata)] = metadata["id"]
+        return Metadata({**metadata, "id": own}, record.where)
 
     def _no_text(self, record: Record, found: object) -> None:
         if found is MISSING:
@@ -111,6 +114,13 @@ def _remove(value: dict[str, Any], key: str) -> None:
         _remove(value[first], rest)
 
 
+def _other_names(key: str) -> Iterator[str]:
+    """``original_id``, ``original_original_id``, ... for ``id``."""
+    while True:
+        key = f"original_{key}"
+        yield key
+
+
 def _opened(value: dict[str, Any]) -> dict[str, Any]:
     """Metadata that this stage wrote (an object, or in parquet its JSON) among the other keys."""
     inner = value.get("metadata")
@@ -122,4 +132,4 @@ def _opened(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, dict):
         return value
     rest = {key: other for key, other in value.items() if key != "metadata"}
-    return {**inner, **rest}
+    return value if inner.keys() & rest.keys() else {**inner, **rest}
