@@ -256,7 +256,7 @@ def _silent_end(code: int) -> dict[str, Any]:
     if code >= 0:
         return {"message": f"the worker ended with exit code {code}", "where": None, "hint": None}
     name = signal.Signals(-code).name
-    hint = "run the same command again: it goes on from the last checkpoint"
+    hint = "run the same command again: it goes on from what was saved"
     if code == -signal.SIGKILL:
         hint = "SIGKILL is often the kernel's, out of memory (see dmesg); " + hint
     return {"message": f"the worker was killed by {name}", "where": None, "hint": hint}

@@ -110,7 +110,7 @@ def read_state(folder: Path) -> StageState:
         state.status = "failed"
         state.error = state.error or {
             "message": "the worker died without a word (SIGKILL, out of memory, or a lost node)",
-            "hint": "run the same command again: it goes on from the last checkpoint",
+            "hint": "run the same command again: it goes on from what was saved",
         }
     return state
 
