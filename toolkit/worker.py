@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now, read_artifact, write_json
-from toolkit.context import Input, StageContext, StopRequest, versions
+from toolkit.context import WATCHDOG, Input, StageContext, StopRequest, versions
 from toolkit.errors import DISK_ERRORS, STOPPED, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
@@ -127,6 +128,7 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
         device=detect_device(),
         stop=stop,
         phase=os.environ.get(PHASE),
+        watchdog=float(seconds) if (seconds := os.environ.get(WATCHDOG)) else None,
     )
 
 
@@ -213,6 +215,8 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     except Exception as error:  # noqa: BLE001 - the last resort: recorded whole, then reported
         number = disk_errno(error)
         return _crash(error) if number is None else _no_space(number, error, context.folder)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return Outcome(ExitCode.OK, "complete")
 
 

@@ -170,10 +170,18 @@ class Cluster(Settings):
         description="How long before its time limit a job is told to save: a step and a save.",
     )
     requeue: bool = Field(
-        default=True, description="Whether a job goes on after its time limit, or a lost node."
+        default=True,
+        description="Whether a job goes on after its time limit, a lost node, or a crash that came"
+        " further than the last one.",
     )
     max_restarts: int = Field(
-        default=10, ge=0, description="How often one job goes on after its time limit."
+        default=10, ge=0, description="How often one job goes on after its time limit or a crash."
+    )
+    watchdog_seconds: int | None = Field(
+        default=1800,
+        ge=5,
+        description="A training step, with an evaluation and a save, takes no longer: else the"
+        " ranks write their stacks to their logs, and end; null: they may take any time.",
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from toolkit import __version__
+from toolkit.context import WATCHDOG
 from toolkit.errors import ExitCode
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.command import step_command, task_script
@@ -77,6 +78,7 @@ def render_job(spec: LaunchSpec, target: Target) -> RenderedJob:
             environment=environment,
             task=task_script(spec, cluster),
             command=step_command(spec, cluster, environment, target.code),
+            mistake=int(ExitCode.USER_ERROR),
             saved=int(ExitCode.SAVED_AND_STOPPED),
             interrupted=int(ExitCode.INTERRUPTED),
         )
@@ -127,6 +129,8 @@ def _environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
         found["PYTHONPATH"] = str(target.code)
     if spec.rendezvous:
         found[QUIET_STOP] = "1"
+        watchdog = target.cluster.watchdog_seconds
+        found |= {WATCHDOG: str(watchdog)} if watchdog is not None else {}
     if spec.rendezvous and spec.gpus_per_node:
         found = _for_nccl(spec.folder / "logs") | found
     return found

@@ -35,6 +35,7 @@ export NCCL_NET=IB
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export TOOLKIT_QUIET_STOP=1
+export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
@@ -67,5 +68,18 @@ fi
 # Stopped by Slurm, ahead of the time limit: the job goes on from what was saved, under its own id.
 if (( (code == 85 || code == 130) && ${SLURM_RESTART_COUNT:-0} < 10 )); then
     scontrol requeue "$SLURM_JOB_ID"
+fi
+
+# A crash: training goes on from its last checkpoint, unless it came no further than the last time.
+if (( code != 0 && code != 2 && code != 85 && code != 130 )); then
+    reached=$(sed -nE 's/.*"done": ?([0-9]+).*/\1/p' /shared/runs/tiny/base/progress.json 2> /dev/null || true)
+    last=$(cat /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID" 2> /dev/null || echo -1)
+    echo "${reached:=0}" > /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID"
+    if (( reached <= last )); then
+        echo "ended with $code at step $reached, no further than before (step $last): not started again" >&2
+    elif (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
+        echo "ended with $code at step $reached: goes on from the last checkpoint" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$code"

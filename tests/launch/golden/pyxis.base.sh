@@ -41,6 +41,7 @@ export NCCL_NET=IB
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export TOOLKIT_QUIET_STOP=1
+export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
@@ -63,7 +64,7 @@ code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
-    --container-env=TORCH_NCCL_DUMP_ON_TIMEOUT,TORCH_NCCL_TRACE_BUFFER_SIZE,TORCH_FR_BUFFER_SIZE,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,TORCH_NCCL_AVOID_RECORD_STREAMS,PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,CUDA_DEVICE_MAX_CONNECTIONS,NCCL_NET,NCCL_IB_TIMEOUT,PYTHONPATH,TOOLKIT_QUIET_STOP,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
+    --container-env=TORCH_NCCL_DUMP_ON_TIMEOUT,TORCH_NCCL_TRACE_BUFFER_SIZE,TORCH_FR_BUFFER_SIZE,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,TORCH_NCCL_AVOID_RECORD_STREAMS,PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,CUDA_DEVICE_MAX_CONNECTIONS,NCCL_NET,NCCL_IB_TIMEOUT,PYTHONPATH,TOOLKIT_QUIET_STOP,TOOLKIT_WATCHDOG,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base || code=$?
@@ -76,5 +77,18 @@ fi
 # Stopped by Slurm, ahead of the time limit: the job goes on from what was saved, under its own id.
 if (( (code == 85 || code == 130) && ${SLURM_RESTART_COUNT:-0} < 10 )); then
     scontrol requeue "$SLURM_JOB_ID"
+fi
+
+# A crash: training goes on from its last checkpoint, unless it came no further than the last time.
+if (( code != 0 && code != 2 && code != 85 && code != 130 )); then
+    reached=$(sed -nE 's/.*"done": ?([0-9]+).*/\1/p' /shared/runs/tiny/base/progress.json 2> /dev/null || true)
+    last=$(cat /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID" 2> /dev/null || echo -1)
+    echo "${reached:=0}" > /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID"
+    if (( reached <= last )); then
+        echo "ended with $code at step $reached, no further than before (step $last): not started again" >&2
+    elif (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
+        echo "ended with $code at step $reached: goes on from the last checkpoint" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$code"

@@ -35,6 +35,7 @@ export NCCL_NET=IB
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export TOOLKIT_QUIET_STOP=1
+export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
