@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +20,28 @@ def answers() -> bool:
     return "UP" in done.stdout
 
 
+def add_pyxis(folder: Path) -> None:
+    """Teach the lab Pyxis's options, by a plugin that shows each task what it was given."""
+    if not Path("/usr/include/slurm/spank.h").is_file():
+        install = ["apt-get", "install", "-y", "--no-install-recommends", "libslurm-dev", "gcc"]
+        subprocess.run(install, capture_output=True, check=False)
+    plugin = folder / "etc" / "pyxis.so"
+    build = ["gcc", "-shared", "-fPIC", "-o", str(plugin), str(LAB / "spank_container.c")]
+    if subprocess.run(build, capture_output=True, check=False).returncode == 0:
+        (folder / "etc" / "plugstack.conf").write_text(f"required {plugin}\n")
+
+
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def slurm() -> Iterator[None]:
     """Slurm's commands work, with a partition like that of configs/clusters/lab.yaml."""
     if answers():
         yield
         return
     if os.geteuid() != 0 or not (LAB / "slurm-up.sh").is_file():
         pytest.skip(f"no Slurm answers here, and {LAB}/slurm-up.sh can't start one (it needs root)")
-    folder = tmp_path_factory.mktemp("slurm") / "lab"
+    base = Path(tempfile.mkdtemp(prefix="toolkit-slurm-"))
+    base.chmod(0o755)  # munged wants its socket where everybody can go
+    folder = base / "lab"
     number = random.randrange(1, 250)
     own = {
         "SLURM_LAB_BRIDGE": f"tklab{number}",
@@ -39,8 +53,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         command, env={**os.environ, **own}, stdout=subprocess.DEVNULL, check=False, timeout=600
     )
     if up.returncode:
+        shutil.rmtree(base, ignore_errors=True)
         pytest.skip("slurm-up.sh could not start a cluster here; it says why above")
+    add_pyxis(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "etc" / "slurm.conf"))
         yield
     subprocess.run([str(LAB / "slurm-down.sh"), "-d", str(folder)], check=False)
+    shutil.rmtree(base, ignore_errors=True)
