@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from toolkit.cli_cluster import cluster
 from toolkit.cli_data import data
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.verbs import console, verb
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.add_typer(cluster)
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a stage failed, 2 a mistake in the file or the command, 130 interrupted."
@@ -36,15 +38,32 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: runs/mini")]
 
 
-@app.command(epilog="Example: toolkit check configs/mini.yaml stages.base.train_iters=50")
+@app.command(
+    epilog="Examples: toolkit check configs/mini.yaml stages.base.train_iters=50  |  "
+    "toolkit check configs/mini.yaml --cluster dgx-h100"
+)
 @verb
-def check(file: PipelineFile, overrides: Overrides = None) -> None:
+def check(
+    file: PipelineFile,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="C", help="What the cluster of this profile can't do is found, too."),
+    ] = None,
+) -> None:
     """Find every mistake in a pipeline file, and print what it would do. Nothing is started."""
     from toolkit.plan.stages import load_checked, plan_stages
     from toolkit.view import show_plan
 
-    loaded = load_checked(file, overrides or ())
+    if cluster is None:
+        show_plan(console(), plan_stages(load_checked(file, overrides or ())))
+        return
+    from toolkit.launch.remote import Request, check_on_cluster
+
+    loaded, notes = check_on_cluster(Request(file, cluster, overrides or ()))
     show_plan(console(), plan_stages(loaded))
+    for note in notes:
+        typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)
 
 
 @app.command(
@@ -99,17 +118,30 @@ def _show_results(terminal: Any, folder: Path) -> None:
     terminal.print(f"\nreport: {relative(build_report(folder))}", soft_wrap=True)
 
 
-@app.command(epilog="Example: toolkit status runs/mini")
+@app.command(epilog="Examples: toolkit status runs/mini  |  toolkit status runs/mini --watch")
 @verb
-def status(run_dir: RunFolder) -> None:
-    """Print the state of every stage of a run."""
-    from toolkit.launch.run import read_progress
-    from toolkit.pipeline.run import read_run
-    from toolkit.view import status_table
+def status(
+    run_dir: RunFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every few seconds, until all has ended.")
+    ] = False,
+) -> None:
+    """Print the state of every stage of a run, here or on a cluster."""
+    import time
 
-    states = read_run(run_dir)
-    progress = {name: read_progress(run_dir / name) for name in states}
-    console().print(status_table(states, progress))
+    from rich.live import Live
+
+    from toolkit.launch.show import run_table
+
+    table, ended = run_table(run_dir)
+    if not watch:
+        console().print(table)
+        return
+    with Live(table, console=console(), auto_refresh=False) as live:
+        while not ended:
+            time.sleep(3)
+            table, ended = run_table(run_dir)
+            live.update(table, refresh=True)
 
 
 @app.command(epilog="Example: toolkit report runs/mini")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -42,6 +43,8 @@ RECORDED = (
 )
 """Packages whose versions are recorded with every stage and artifact."""
 
+WATCHDOG = "TOOLKIT_WATCHDOG"
+"""In the environment: seconds within which a rank must take its next step."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -125,6 +128,8 @@ class StageContext:
     phase: str | None = None
     """The one phase of a sharded stage to work on, or ``finish``; None: all of them, here."""
     stop: StopRequest = field(default_factory=StopRequest)
+    watchdog: float | None = None
+    """Seconds between two steps at most; see ``alive``."""
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.folder)
@@ -148,6 +153,16 @@ class StageContext:
     def runs(self, phase: str) -> bool:
         """Whether this process works on a phase of a sharded stage."""
         return self.phase is None or self.phase == phase
+
+    def alive(self) -> None:
+        """Say that this rank took a step; in a stage whose ranks wait for each other.
+
+        With a watchdog (``TOOLKIT_WATCHDOG``) the next step must follow within so many seconds:
+        else the stacks of all threads are written to the rank's log, and it ends with 1. The
+        watchdog is a thread in C: it bites where Python itself hangs in a collective.
+        """
+        if self.watchdog is not None:
+            faulthandler.dump_traceback_later(self.watchdog, exit=True)
 
     def path(self, reference: str) -> Path:
         """Where an input is: an artifact's folder, or a plain path."""

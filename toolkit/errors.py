@@ -23,6 +23,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+STOPPED = (ExitCode.SAVED_AND_STOPPED, ExitCode.INTERRUPTED)
+"""How a worker ends that was asked to stop."""
+
+
 class ToolkitError(Exception):
     """Something the user can act on: the message says what, where, and what would be right.
 

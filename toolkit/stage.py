@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from toolkit.artifacts import ArtifactType
 from toolkit.errors import ToolkitError
+from toolkit.quantities import Memory, Name, TimeLimit
 
 SAMPLE_PREFIX = "sample:"
 FINISH = "finish"
@@ -83,6 +84,38 @@ class Resources(Settings):
         Operational(),
         Field(ge=1, description="CPU cores (and OMP threads) of each rank."),
     ] = None
+    gpus_per_node: Annotated[
+        int | None,
+        Operational(),
+        Field(ge=0, description="GPUs on each node; by default one per rank where GPUs are used."),
+    ] = None
+    memory_per_node: Annotated[
+        Memory | None,
+        Operational(),
+        Field(description="Memory on each node, such as 64G; by default the cores' share of it."),
+    ] = None
+    exclusive: Annotated[
+        bool | None, Operational(), Field(description="Whether its nodes are given to it alone.")
+    ] = None
+    time_limit: Annotated[
+        TimeLimit | None,
+        Operational(),
+        Field(description="When a cluster may end a job: 4:00:00, or 2-12:00:00 with days."),
+    ] = None
+    partition: Annotated[
+        Name | None, Operational(), Field(description="Slurm partition, in place of the cluster's.")
+    ] = None
+    qos: Annotated[
+        Name | None, Operational(), Field(description="Slurm QOS, in place of the cluster's.")
+    ] = None
+    constraint: Annotated[
+        Name | None, Operational(), Field(description="Slurm node features, such as h100&ib.")
+    ] = None
+    max_tasks: Annotated[
+        int | None,
+        Operational(),
+        Field(ge=1, description="Of a sharded stage: how many of its tasks may run at one time."),
+    ] = None
 
 
 class StageConfig(Settings):
@@ -132,6 +165,13 @@ class StageKind:
     for each of ``StageConfig.phases``, which need not run at one time, and a last task."""
     extras: tuple[str, ...] = field(default=("data", "train"))
     """The optional dependencies it needs, as in ``pip install megatron-toolkit[train]``."""
+    gpus: bool = False
+    """Whether it uses a GPU where there is one; a kind that spreads over ranks does in any case."""
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether each of its ranks wants a GPU."""
+        return self.gpus or self.spread == "ranks"
 
     def load(self) -> Callable[..., Any]:
         """Import the function that runs this kind; heavy.

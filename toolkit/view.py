@@ -15,9 +15,8 @@ from rich.status import Status as Spinner
 from rich.table import Table
 
 from toolkit.artifacts import MANIFEST
-from toolkit.errors import ExitCode
+from toolkit.errors import STOPPED, ExitCode
 from toolkit.launch.local import Result, log_path, tail
-from toolkit.launch.run import STOPPED
 from toolkit.pipeline.run import Task
 from toolkit.pipeline.state import StageState
 from toolkit.plan.stages import StagePlan

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import logging
 import os
 import re
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now, read_artifact, write_json
-from toolkit.context import Input, StageContext, StopRequest, versions
-from toolkit.errors import DISK_ERRORS, ExitCode, StageInterrupted, ToolkitError
+from toolkit.context import WATCHDOG, Input, StageContext, StopRequest, versions
+from toolkit.errors import DISK_ERRORS, STOPPED, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
     REMOTE,
@@ -50,6 +51,9 @@ ERRORS = "errors"
 DIES_WITH_PARENT = "TOOLKIT_DIES_WITH_PARENT"
 PHASE = "TOOLKIT_PHASE"
 """In the environment: the one phase of a sharded stage to work on."""
+QUIET_STOP = "TOOLKIT_QUIET_STOP"
+"""In the environment: a rank that was stopped ends with 0, lest srun or torchrun take the first of
+them for a crash and kill the others; whoever started them looks for the artifact."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -73,7 +77,9 @@ def main(arguments: list[str]) -> int:
     _set_up_log()
     folder = Path(arguments[0]).resolve()
     try:
-        return run_rank(folder, stop)
+        code = run_rank(folder, stop)
+        quiet = QUIET_STOP in os.environ and code in STOPPED
+        return ExitCode.OK if quiet else code
     except ToolkitError as error:
         logger.error("%s", error)
         record = {"message": error.message, "where": error.where, "hint": error.hint}
@@ -158,6 +164,7 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
         device=detect_device(),
         stop=stop,
         phase=os.environ.get(PHASE),
+        watchdog=float(seconds) if (seconds := os.environ.get(WATCHDOG)) else None,
     )
 
 
@@ -252,6 +259,8 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     except Exception as error:  # noqa: BLE001 - the last resort: recorded whole, then reported
         number = disk_errno(error)
         return _crash(error) if number is None else _no_space(number, error, context.folder)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return Outcome(ExitCode.OK, "complete")
 
 

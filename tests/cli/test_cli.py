@@ -163,7 +163,11 @@ def test_other_verbs_say_what_they_need(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["check", "run", "status", "report", "generate", "schema", "doctor"]
+    "verb",
+    [
+        *("check", "run", "status", "report", "generate", "schema", "doctor"),
+        *("render", "submit", "resubmit", "logs", "cancel"),
+    ],
 )
 def test_every_verb_has_a_help_text_with_an_example(verb: str) -> None:
     code, output = invoke(verb, "--help")

@@ -200,5 +200,6 @@ STAGES = (
         config=EvaluateConfig,
         run="toolkit.evaluate.stage:run",
         summary="score models side by side: perplexity, answer loss, preferences, lm_eval, samples",
+        gpus=True,
     ),
 )

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now
-from toolkit.errors import ExitCode, StageError
+from toolkit.errors import STOPPED, ExitCode, StageError
 from toolkit.launch.spec import LaunchSpec
 from toolkit.pipeline.state import Status, read_state, write_state
 from toolkit.worker import DIES_WITH_PARENT, ERRORS
@@ -185,9 +185,6 @@ def _wait(
         time.sleep(POLL)
     watch()
     return failed if failed is not None else _failed(ranks)
-
-
-STOPPED = (ExitCode.SAVED_AND_STOPPED, ExitCode.INTERRUPTED)
 
 
 def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:

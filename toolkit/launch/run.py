@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.artifacts import MANIFEST
-from toolkit.errors import ExitCode
+from toolkit.errors import STOPPED, ExitCode
 from toolkit.launch.local import Interrupt, Result, run_local
 from toolkit.launch.spec import launch_specs
 from toolkit.pipeline.run import Run, Task
 from toolkit.tracking import PROGRESS
-
-STOPPED = (ExitCode.SAVED_AND_STOPPED, ExitCode.INTERRUPTED)
 
 
 class View(Protocol):

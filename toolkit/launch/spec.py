@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from toolkit.megatron.config import PretrainConfig
 from toolkit.pipeline.registry import stage_kinds
-from toolkit.pipeline.run import Task
-from toolkit.stage import FINISH
+from toolkit.pipeline.run import Run, Task
+from toolkit.quantities import megabytes, minutes
+from toolkit.stage import FINISH, Resources, StageConfig
 from toolkit.worker import PHASE
 
 
@@ -25,6 +27,31 @@ class LaunchSpec:
     ntasks_per_node: int = 1
     cpus_per_task: int | None = None
     dependencies: tuple[str, ...] = ()
+    """The names of the jobs that must have ended well before this one starts."""
+    phase: str | None = None
+    """The one phase of a sharded stage that it works on."""
+    array: bool = False
+    """Whether its ranks are tasks of their own, which need not run at one time."""
+    max_tasks: int | None = None
+    """Of an array: how many may run at one time."""
+    rendezvous: bool = False
+    """Whether its ranks meet, and so must all run at one time."""
+    gpus_per_node: int = 0
+    gpus_wanted: bool = False
+    """Whether it takes a GPU for each rank where nodes have some; ``gpus_per_node`` is not set."""
+    memory: int | None = None
+    """Of each node, in megabytes."""
+    time_limit: int | None = None
+    """In minutes."""
+    exclusive: bool | None = None
+    """Whether its nodes are its alone; None: as the cluster has it."""
+    queue: dict[str, str] = field(default_factory=dict)
+    """Where it waits, by Slurm's names (partition, qos, constraint), in place of the cluster's."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the pipeline: the stage's, with the phase where there is one."""
+        return f"{self.stage}.{self.phase}" if self.phase else self.stage
 
     @property
     def world_size(self) -> int:
@@ -38,20 +65,95 @@ def launch_specs(task: Task, python: str, needs: Sequence[str] = ()) -> tuple[La
     A sharded stage that is given several ranks has a job for each phase and a last one that
     finishes; any other stage has one job, and one rank where it doesn't spread.
     """
-    spread = stage_kinds()[task.config.kind].spread
-    ranks = 1 if spread == "process" else task.config.world_size()
-    nodes = 1 if spread == "process" else task.config.resources.nodes
-    whole = LaunchSpec(
-        stage=task.name,
-        folder=task.folder,
-        argv=(python, "-m", "toolkit.worker", str(task.folder)),
+    kind = stage_kinds()[task.config.kind]
+    ranks = 1 if kind.spread == "process" else task.config.world_size()
+    whole = _with_resources(
+        LaunchSpec(
+            stage=task.name,
+            folder=task.folder,
+            argv=(python, "-m", "toolkit.worker", str(task.folder)),
+            environment=layout_environment(task.config),
+            dependencies=tuple(needs),
+            rendezvous=kind.spread == "ranks",
+            gpus_wanted=kind.uses_gpus and task.config.resources.gpus_per_node is None,
+        ),
+        task.config.resources,
+        ranks,
+    )
+    if kind.spread != "shards" or ranks == 1:
+        return (whole,)
+    return tuple(_phases(whole, task.config.phases()))
+
+
+def _with_resources(spec: LaunchSpec, resources: Resources, ranks: int) -> LaunchSpec:
+    nodes = min(resources.nodes, ranks)
+    memory, limit = resources.memory_per_node, resources.time_limit
+    return replace(
+        spec,
         nodes=nodes,
         ntasks_per_node=ranks // nodes,
-        cpus_per_task=task.config.resources.cpus_per_task,
-        dependencies=tuple(needs),
+        cpus_per_task=resources.cpus_per_task,
+        gpus_per_node=resources.gpus_per_node or 0,
+        memory=megabytes(memory) if memory else None,
+        time_limit=minutes(limit) if limit else None,
+        exclusive=resources.exclusive,
+        max_tasks=resources.max_tasks,
+        queue={n: v for n in ("partition", "qos", "constraint") if (v := getattr(resources, n))},
     )
-    if spread != "shards" or ranks == 1:
-        return (whole,)
-    phases = [replace(whole, environment={PHASE: phase}) for phase in task.config.phases()]
-    last = replace(whole, environment={PHASE: FINISH}, nodes=1, ntasks_per_node=1)
-    return (*phases, last)
+
+
+def _phases(whole: LaunchSpec, phases: Sequence[str]) -> list[LaunchSpec]:
+    """A job for each phase, each after the one before it, and the last one alone."""
+    specs: list[LaunchSpec] = []
+    for phase in (*phases, FINISH):
+        last = phase == FINISH
+        specs.append(
+            replace(
+                whole,
+                phase=phase,
+                environment=whole.environment | {PHASE: phase},
+                dependencies=(specs[-1].name,) if specs else whole.dependencies,
+                array=not last,
+                nodes=1 if last else whole.nodes,
+                ntasks_per_node=1 if last else whole.ntasks_per_node,
+            )
+        )
+    return specs
+
+
+def layout_environment(config: StageConfig) -> dict[str, str]:
+    """What must stand in the environment before Python starts, by the parallel layout.
+
+    Megatron-core wants one connection with tensor parallelism on GPUs before Blackwell: kernels
+    then run in the order in which they were launched, and communication overlaps computation
+    (``megatron/core/model_parallel_config.py``; newer GPUs don't mind it).
+    """
+    if isinstance(config, PretrainConfig) and config.parallel.tensor_model_parallel_size > 1:
+        return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    return {}
+
+
+def run_specs(
+    run: Run,
+    needs: Mapping[str, Sequence[str]],
+    python: str,
+    under_way: Mapping[str, str] | None = None,
+) -> list[LaunchSpec]:
+    """The jobs of a run in order of work, joined as its stages need each other.
+
+    Args:
+        run: stages that are complete have no job, and nothing waits for them.
+        needs: for each stage, the stages whose artifacts it takes.
+        python: the interpreter where the jobs run.
+        under_way: by stage, the last job of those that have jobs already: they get no others, and
+            what needs them waits for that job.
+    """
+    last = dict(under_way or {})
+    specs: list[LaunchSpec] = []
+    for task in run.tasks:
+        if task.action == "skip" or task.name in (under_way or {}):
+            continue
+        after = [last[need] for need in needs[task.name] if need in last]
+        specs += launch_specs(task, python, after)
+        last[task.name] = specs[-1].name
+    return specs

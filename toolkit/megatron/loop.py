@@ -85,6 +85,7 @@ class Loop:
 
     def _advance(self, result: StepResult) -> None:
         """Everything between this step and the next."""
+        self.context.alive()
         progress, config = self.progress, self.config
         progress.iteration += 1
         progress.consumed_samples += config.global_batch_size

@@ -45,7 +45,7 @@ def load_pipeline(
     Raises:
         ConfigError: with every mistake that can be found without running anything.
     """
-    source = _extended(file, ())
+    source = read_extended(file)
     if not isinstance(source.data, dict) or not source.data:
         raise ConfigError([Problem("(file)", "must be a mapping with name and stages", file)])
     for text in overrides:
@@ -71,21 +71,25 @@ def _without_echoes(problems: list[Problem]) -> list[Problem]:
     return [p for p in problems if p.key.endswith("preset") or not p.key.startswith(tuple(broken))]
 
 
-def _extended(file: Path, above: tuple[Path, ...]) -> Source:
-    """Read a file and what it extends, through any number of steps."""
+def read_extended(file: Path, above: tuple[Path, ...] = ()) -> Source:
+    """Read a file and what it extends, through any number of steps.
+
+    Raises:
+        ConfigError: a file is missing, or is not valid YAML, or extends itself.
+    """
     source = read_yaml(file)
     base = source.data.pop("extends", None) if isinstance(source.data, dict) else None
     if base is None:
         return source
     if not isinstance(base, str):
-        raise ConfigError([source.problem(("extends",), "must be the path of a pipeline file")])
+        raise ConfigError([source.problem(("extends",), "must be the path of a YAML file")])
     target = file.parent / base
     seen = (*above, file.resolve())
     if target.resolve() in seen:
         raise ConfigError([source.problem(("extends",), f"{base} extends this file in turn")])
     if not target.is_file():
         raise ConfigError([source.problem(("extends",), f"no such file: {target}")])
-    return overlay(_extended(target, seen), source)
+    return overlay(read_extended(target, seen), source)
 
 
 def _header(source: Source) -> tuple[Header | None, list[Problem]]:

@@ -103,6 +103,13 @@ def plan_run(loaded: Loaded, folder: Path, *, only: Sequence[str] = (), fresh: b
     return Run(folder, tuple(tasks))
 
 
+def fresh_tasks(loaded: Loaded, folder: Path) -> list[Task]:
+    """Every stage as it would be started in an empty folder, whatever ``folder`` holds."""
+    files = _resolve(loaded)
+    stages = loaded.pipeline.stages
+    return [Task(n, folder / n, stages[n], files[n], "start") for n in loaded.graph.order]
+
+
 def _check_only(loaded: Loaded, only: Sequence[str]) -> None:
     names = list(loaded.pipeline.stages)
     wrong = [name for name in only if name not in names]

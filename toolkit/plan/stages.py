@@ -41,10 +41,11 @@ def load_checked(file: Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: with every mistake of the file, and every layout that can't work.
     """
-    return load_pipeline(file, overrides, _problems)
+    return load_pipeline(file, overrides, stage_problems)
 
 
-def _problems(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
+def stage_problems(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
+    """What is wrong with a stage whose settings are valid one by one: its layout, its ranks."""
     prefix = ("stages", name)
     if isinstance(config, PretrainConfig):
         for key, message in layout_problems(config, config.world_size()):

@@ -61,6 +61,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         **_: Any,
     ) -> None:
         """Show progress; when asked to stop, save and end."""
+        self.context.alive()
         if self.context.rank == 0:
             shown = {} if self.loss is None else {"loss": self.loss}
             self.context.progress(state.global_step, state.max_steps, unit="iterations", **shown)

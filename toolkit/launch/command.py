@@ -1,0 +1,141 @@
+"""The one command of a job that starts its ranks: srun or torchrun, in a container or not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from toolkit.launch.cluster import Cluster
+from toolkit.launch.spec import LaunchSpec
+
+PER_RANK = """\
+export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+"""
+ONE_RANK = """\
+start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
+echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+exec "$@\""""
+TORCHRUN = """\
+echo "--- $(date -u +%FT%TZ) node $SLURM_PROCID on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
+workers=$1 told=0; shift
+trap "told=1; pkill -USR1 -f \\"\\$workers\\"" USR1  # torchrun itself would die of it
+"$@" & torchrun=$!
+code=0; wait "$torchrun" || code=$?
+while (( told )); do told=0; code=0; wait "$torchrun" || code=$?; done
+exit "$code\""""
+BY_JOB = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "SLURM_RESTART_COUNT",
+)
+"""What a job's script, or its ranks, export beside the environment of the profile."""
+
+
+def step_command(
+    spec: LaunchSpec, cluster: Cluster, environment: Mapping[str, str], code: Path | None
+) -> str:
+    """The command in bash, over several lines; its exit code is that of its worst rank.
+
+    Args:
+        spec: the job, with the cluster's values filled in.
+        cluster: the profile.
+        environment: what the script exports, for containers that must be told the names.
+        code: the folder of the code that the jobs run, which containers must see.
+    """
+    names = [*environment, *BY_JOB, *cluster.secrets, *cluster.secret_files]
+    run = spec.folder.parent
+    folders = [run] if code is None or code.is_relative_to(run) else [run, code]
+    lines = [
+        _srun(spec, cluster),
+        *_pyxis(cluster, names, folders),
+        _start(spec, cluster),
+        *_wrapped(cluster, names, folders, spec.gpus_per_node > 0),
+        _worker(spec, cluster),
+    ]
+    return " \\\n    ".join(lines)
+
+
+def _by_torchrun(spec: LaunchSpec, cluster: Cluster) -> bool:
+    return spec.rendezvous and cluster.launch == "torchrun"
+
+
+def _srun(spec: LaunchSpec, cluster: Cluster) -> str:
+    logs = str(spec.folder / "logs").replace("%", "%%")
+    log = shlex.quote(f"{logs}/{'node' if _by_torchrun(spec, cluster) else 'rank'}-") + "%t.log"
+    if spec.array:
+        log = shlex.quote(f"{logs}/rank-") + '"$SLURM_ARRAY_TASK_ID".log'
+    bind = f" --cpu-bind={cluster.cpu_bind}" if cluster.cpu_bind else ""
+    return f"srun --kill-on-bad-exit=1 --wait=60{bind} --output={log} --open-mode=append"
+
+
+def _mounts(cluster: Cluster, folders: Iterable[Path]) -> list[str]:
+    return [*(f"{folder}:{folder}" for folder in folders), *cluster.container.mounts]
+
+
+def _pyxis(cluster: Cluster, names: Iterable[str], folders: Iterable[Path]) -> list[str]:
+    """srun's options: Pyxis starts the container itself, with the image's values unless named."""
+    if cluster.container.runtime != "pyxis":
+        return []
+    options = {
+        "--container-image": str(cluster.container.image),
+        "--container-mounts": ",".join(_mounts(cluster, folders)),
+        "--container-env": ",".join(dict.fromkeys(names)),
+    }
+    shown = [f"{name}={shlex.quote(value)}" for name, value in options.items()]
+    return [*shown, "--no-container-mount-home"]
+
+
+def task_script(spec: LaunchSpec, cluster: Cluster) -> str:
+    """What bash runs in each task first: it learns its rank, and notes its start in the log."""
+    if _by_torchrun(spec, cluster):
+        return TORCHRUN
+    return ONE_RANK if spec.array else PER_RANK + ONE_RANK
+
+
+def _start(spec: LaunchSpec, cluster: Cluster) -> str:
+    if not _by_torchrun(spec, cluster):
+        return 'bash -c "$task" rank'
+    workers = rf"^[^ ]+ (-u )?-m toolkit[.]worker {re.escape(str(spec.folder))}$"
+    return f'bash -c "$task" node {shlex.quote(workers)}'
+
+
+def _wrapped(
+    cluster: Cluster, names: Iterable[str], folders: Iterable[Path], gpus: bool
+) -> list[str]:
+    """A container that a command of its own starts."""
+    container = cluster.container
+    mounts = _mounts(cluster, folders)
+    if container.runtime == "apptainer":
+        binds = ["--bind=" + shlex.quote(mount) for mount in mounts]
+        nv = ["--nv"] if gpus else []
+        return [" ".join(["apptainer exec", *nv, *binds, shlex.quote(str(container.image))])]
+    if container.runtime == "podman":
+        options = ["--rm", "--network=host", "--ipc=host", "--userns=keep-id"]
+        options += ["--device=nvidia.com/gpu=all"] if gpus else []
+        options += ["--volume=" + shlex.quote(mount) for mount in mounts]
+        options += [f"--env={name}" for name in dict.fromkeys(names)]
+        return [" ".join(["podman run", *options, shlex.quote(str(container.image))])]
+    return []
+
+
+def _worker(spec: LaunchSpec, cluster: Cluster) -> str:
+    if not _by_torchrun(spec, cluster):
+        return shlex.join(spec.argv)
+    python, *module = spec.argv
+    return " ".join(
+        [
+            f"{shlex.quote(python)} -m torch.distributed.run --nnodes={spec.nodes}",
+            f"--nproc-per-node={spec.ntasks_per_node} --max-restarts=0 --rdzv-backend=c10d",
+            '--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
+            shlex.join(module),
+        ]
+    )

@@ -1,0 +1,153 @@
+"""Slurm's commands: the only place that starts them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from toolkit.errors import ToolkitError
+
+ACTIVE = frozenset(
+    {
+        "PENDING",
+        "RUNNING",
+        "CONFIGURING",
+        "COMPLETING",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "SUSPENDED",
+        "STOPPED",
+        "SIGNALING",
+        "STAGE_OUT",
+        "RESIZING",
+        "SPECIAL_EXIT",
+        "RESV_DEL_HOLD",
+    }
+)
+"""The states of a job that has not ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job, or of one task of an array."""
+
+    id: str
+    state: str
+    """As squeue's %T: PENDING, RUNNING, COMPLETED, ..."""
+    reason: str = ""
+    nodes: str = ""
+    elapsed: str = ""
+    left: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it may still do something."""
+        return self.state in ACTIVE
+
+
+def here() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
+def call(command: Sequence[str], seconds: float = 60.0) -> str:
+    """Run one of Slurm's commands; returns what it printed.
+
+    Raises:
+        ToolkitError: it is not there, it refused, or it took longer than ``seconds``.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except FileNotFoundError as error:
+        hint = "run this where Slurm's commands are: on a login node"
+        raise ToolkitError(f"there is no {command[0]} here", hint=hint) from error
+    except subprocess.TimeoutExpired as error:
+        message = f"{command[0]} gave no answer within {seconds:.0f} s"
+        raise ToolkitError(message, hint="is the controller up? scontrol ping") from error
+    if done.returncode:
+        text = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        raise ToolkitError(f"{command[0]} refused: {_sentence(text)}")
+    return done.stdout
+
+
+def _sentence(text: str) -> str:
+    """Slurm's errors without the program's name in front of each line."""
+    lines = [line.split(": ", 2)[-1] for line in text.splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(lines))
+
+
+def test_only(script: str) -> str | None:
+    """Why sbatch would refuse a script; None: it would take it.
+
+    It looks at options, partition, counts and sizes; not at dependencies, nor at paths.
+    """
+    try:
+        call(["sbatch", "--test-only", script])
+    except ToolkitError as error:
+        return error.message
+    return None
+
+
+def submit(command: Sequence[str]) -> str:
+    """Run an ``sbatch --parsable`` command; returns the job's id."""
+    return call(command).strip().partition(";")[0]
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel jobs; the ones that have ended already are no mistake."""
+    names = list(ids)
+    if names:
+        call(["scancel", "--quiet", *names])
+
+
+def jobs(ids: Sequence[str]) -> dict[str, list[Job]]:
+    """What Slurm knows of jobs, by id: a list each, longer than one for arrays.
+
+    From squeue, which forgets jobs minutes after their end (MinJobAge), then from the accounting
+    where there is one. A job that neither knows has an empty list.
+    """
+    found: dict[str, list[Job]] = {i: [] for i in ids}
+    if ids:
+        for job in _squeue(ids):
+            found[_root(job.id)].append(job)
+        missing = [i for i, known in found.items() if not known]
+        for job in _sacct(missing) if missing else ():
+            found[_root(job.id)].append(job)
+    return found
+
+
+def _root(task: str) -> str:
+    """The id of the array that a task belongs to."""
+    return task.partition("_")[0]
+
+
+def _squeue(ids: Sequence[str]) -> list[Job]:
+    fields = "%i|%T|%r|%N|%M|%L"
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--format={fields}"]
+    try:
+        text = call([*command, f"--jobs={','.join(ids)}"])
+    except ToolkitError as error:
+        if "Invalid job id" in error.message:  # one id alone, and it is forgotten
+            return []
+        raise
+    return [
+        Job(*line.split("|", 5)) for line in text.splitlines() if _root(line.split("|")[0]) in ids
+    ]
+
+
+def _sacct(ids: Sequence[str]) -> list[Job]:
+    """From the accounting; nothing where there is none: sacct ends with an error then."""
+    fields = "JobID,State,Reason,NodeList,Elapsed"
+    try:
+        text = call(["sacct", "-X", "-n", "-P", f"--format={fields}", f"--jobs={','.join(ids)}"])
+    except ToolkitError:
+        return []
+    rows = [line.split("|") for line in text.splitlines() if line.strip()]
+    return [
+        Job(row[0], row[1].partition(" ")[0], row[2], row[3], row[4])
+        for row in rows
+        if _root(row[0]) in ids
+    ]
