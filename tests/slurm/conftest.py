@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs import DATA, ROOT, TRAINING, lay_out, toolkit, weights
 
 LAB = Path(__file__).resolve().parents[3] / "shared" / "lab"
 
@@ -61,3 +62,30 @@ def slurm() -> Iterator[None]:
         yield
     subprocess.run([str(LAB / "slurm-down.sh"), "-d", str(folder)], check=False)
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return lay_out(tmp_path, DATA)
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The weights that an undisturbed local run ends with."""
+    place = lay_out(tmp_path_factory.mktemp("local"), TRAINING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        toolkit("run", "p.yaml")
+    found = weights(place / "runs" / "training")
+    assert len(found) > 1
+    return found
+
+
+@pytest.fixture
+def trained(folder: Path, expected: dict[str, str]) -> dict[str, str]:
+    """The training's pipeline in the test's folder, and the weights that it must end with."""
+    lay_out(folder, TRAINING)
+    return expected
