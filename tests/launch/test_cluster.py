@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from profiles import CPU, GPU, IMAGE, TEXT, profile
 from pydantic import ValidationError
 
@@ -158,3 +159,29 @@ def test_a_profile_s_own_limits_image_and_secrets_are_looked_at(
 def test_a_folder_to_mount_may_be_on_the_nodes_alone() -> None:
     cluster = profile(CPU, container=IMAGE | {"runtime": "podman", "mounts": ["/no/where:/data"]})
     assert mount_warnings(cluster) == ["container.mounts: /no/where is not on this machine"]
+
+
+def test_a_kind_s_resources_stand_where_the_stage_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "name: p\nstages:\n  v: {kind: train-tokenizer, sources: ['sample:python-docs'],"
+        " vocab_size: 300}\n"
+        "  a: {kind: tokenize, sources: ['sample:python-docs'], tokenizer: v}\n"
+        "  b: {kind: tokenize, sources: ['sample:python-docs'], tokenizer: v,"
+        " resources: {nodes: 3}}\n"
+    )
+    text = yaml.safe_dump(CPU | {"resources": {"tokenize": {"nodes": 2, "ntasks_per_node": 99}}})
+    (tmp_path / "c.yaml").write_text(text)
+    cluster, source = load_cluster(str(tmp_path / "c.yaml"))
+    stages = load_for(tmp_path / "p.yaml", (), cluster, source).pipeline.stages
+    assert [(s.resources.nodes, s.resources.ntasks_per_node) for s in stages.values()] == [
+        (1, None),
+        (2, 99),
+        (3, 99),
+    ]
+
+
+def test_resources_of_an_unknown_kind_are_told(tmp_path: Path) -> None:
+    text = yaml.safe_dump(CPU | {"resources": {"tokenise": {"nodes": 2}}})
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"resources: .*'tokenise'.*tokenize"):
+        load_cluster(str(tmp_path / "c.yaml"))

@@ -35,8 +35,9 @@ def load_for(
             yield source.problem(("stages", name, "resources", key), message)
 
     own = list(profile_problems(cluster, cluster_source))
+    asked = {kind: cluster_source.at(("resources", kind)) for kind in cluster.resources}
     try:
-        loaded = load_pipeline(file, overrides, check)
+        loaded = load_pipeline(file, overrides, check, asked)
     except ConfigError as error:
         raise ConfigError([*own, *error.problems]) from None
     if own:

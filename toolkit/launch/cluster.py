@@ -16,10 +16,11 @@ from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.launch.network import PRESETS, Network
 from toolkit.pipeline.loading import read_extended
 from toolkit.pipeline.problems import problems_of, unknown
+from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.quantities import Memory, Name, TimeLimit
 from toolkit.share import share
-from toolkit.stage import Settings
+from toolkit.stage import Resources, Settings
 
 OURS = frozenset(
     {
@@ -137,6 +138,11 @@ class Cluster(Settings):
     max_tasks: int | None = Field(
         default=None, ge=1, description="Tasks of one array that may run at one time."
     )
+    resources: dict[str, Resources] = Field(
+        default={},
+        description="By kind of stage, what it asks for where the pipeline doesn't say:"
+        " {pretrain: {nodes: 4, ntasks_per_node: 8}}.",
+    )
     run_root: Line = Field(
         default="runs",
         description="Folder of all runs, shared by all nodes; ~ and $NAMES are filled in.",
@@ -189,6 +195,9 @@ class Cluster(Settings):
         both = sorted(set(self.secrets) & (set(self.environment) | set(self.secret_files)))
         if both:
             raise ValueError(f"{both[0]} is a secret, and is given another way, too")
+        strange = [kind for kind in self.resources if kind not in stage_kinds()]
+        if strange:
+            raise ValueError(f"resources: {unknown('kind', strange[0], stage_kinds())}")
         return self
 
     def variables(self) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,7 +33,10 @@ Check = Callable[[str, StageConfig, Source], Iterable[Problem]]
 
 
 def load_pipeline(
-    file: Path, overrides: Sequence[str] = (), check: Check = lambda *_: ()
+    file: Path,
+    overrides: Sequence[str] = (),
+    check: Check = lambda *_: (),
+    resources: Mapping[str, Source] = MappingProxyType({}),
 ) -> Loaded:
     """Read, extend, override and validate a pipeline file.
 
@@ -41,6 +45,7 @@ def load_pipeline(
         overrides: ``key=value`` texts, applied last, typed by the same schema.
         check: says what else is wrong with a stage whose settings are valid; its problems are
             reported together with the others.
+        resources: by kind of stage, what is asked for where a stage's own ``resources`` is silent.
 
     Raises:
         ConfigError: with every mistake that can be found without running anything.
@@ -52,6 +57,7 @@ def load_pipeline(
         apply_override(source, text)
     header, problems = _header(source)
     problems += _with_presets(source)
+    _with_resources(source, resources)
     stages, stage_problems = _stages(source)
     problems += stage_problems
     graph = build_graph(stages, source)
@@ -114,6 +120,15 @@ def _with_presets(source: Source) -> list[Problem]:
         if preset is not None:
             fill_in(source, key, preset)
     return problems
+
+
+def _with_resources(source: Source, resources: Mapping[str, Source]) -> None:
+    """Fill in what stages ask of a cluster from its own word for their kind, in place."""
+    raw = source.data.get("stages")
+    for name, stage in raw.items() if isinstance(raw, dict) else ():
+        defaults = resources.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
+        if defaults is not None and isinstance(stage.setdefault("resources", {}), dict):
+            fill_in(source, ("stages", name, "resources"), defaults)
 
 
 def _preset(source: Source, key: Key, name: Any) -> tuple[Source | None, Problem | None]:

@@ -40,6 +40,14 @@ class Source:
             key = key[:-1]
         return self.places.get(key)
 
+    def at(self, key: Key) -> Source:
+        """What lies under ``key``, as a source of its own; with the same places."""
+        data = self.data
+        for part in key:
+            data = data[part]
+        size = len(key)
+        return Source(data, {k[size:]: p for k, p in self.places.items() if k[:size] == key})
+
     def problem(self, key: Key, message: str, hint: str | None = None) -> Problem:
         """A problem with the setting at ``key``."""
         place = self.place(key)
