@@ -31,8 +31,12 @@ quickstart: $(STAMP) ## From raw text to an aligned model, on this machine's CPU
 	@$(BIN)/toolkit run configs/mini.yaml
 
 .PHONY: test
-test: $(STAMP) ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP) ## Run the tests, but for those that need a scheduler
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slurm and not k8s"
+
+.PHONY: test-slurm
+test-slurm: $(STAMP) ## Run the tests on a real Slurm: the one here, or a small one that root may start
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -n 3 tests/slurm
 
 .PHONY: lint
 lint: $(STAMP) ## Check format, code, types, the direction of imports, and the pre-commit file

@@ -75,8 +75,8 @@ def queued(run: Path) -> list[str]:
     return slurm("squeue", "-h", "-o", "%T", "-j", ids).split()
 
 
-def wait(run: Path) -> None:
-    until(lambda: not queued(run), "the end of the jobs")
+def wait(run: Path, seconds: float = 300) -> None:
+    until(lambda: not queued(run), "the end of the jobs", seconds)
 
 
 def files(artifact: Path, names: Sequence[str] = ("*",)) -> dict[str, str]:
