@@ -41,21 +41,27 @@ BY_JOB = (
 
 
 def step_command(
-    spec: LaunchSpec, cluster: Cluster, environment: Mapping[str, str], code: Path | None
+    spec: LaunchSpec,
+    cluster: Cluster,
+    environment: Mapping[str, str],
+    code: Path | None,
+    log: str | None = None,
 ) -> str:
     """The command in bash, over several lines; its exit code is that of its worst rank.
 
     Args:
-        spec: the job, with the cluster's values filled in.
+        spec: the job, with the cluster's values filled in; its ``argv`` is what each rank runs:
+            ``replace(spec, argv=...)`` runs something else in the same ranks and containers.
         cluster: the profile.
         environment: what the script exports, for containers that must be told the names.
         code: the folder of the code that the jobs run, which containers must see.
+        log: what the logs' names begin with, in place of ``rank``, or ``node`` under torchrun.
     """
     names = [*environment, *BY_JOB, *cluster.secrets, *cluster.secret_files]
     run = spec.folder.parent
     folders = [run] if code is None or code.is_relative_to(run) else [run, code]
     lines = [
-        _srun(spec, cluster),
+        _srun(spec, cluster, log or ("node" if _by_torchrun(spec, cluster) else "rank")),
         *_pyxis(cluster, names, folders),
         _start(spec, cluster),
         *_wrapped(cluster, names, folders, spec.gpus_per_node > 0),
@@ -68,11 +74,10 @@ def _by_torchrun(spec: LaunchSpec, cluster: Cluster) -> bool:
     return spec.rendezvous and cluster.launch == "torchrun"
 
 
-def _srun(spec: LaunchSpec, cluster: Cluster) -> str:
+def _srun(spec: LaunchSpec, cluster: Cluster, name: str) -> str:
     logs = str(spec.folder / "logs").replace("%", "%%")
-    log = shlex.quote(f"{logs}/{'node' if _by_torchrun(spec, cluster) else 'rank'}-") + "%t.log"
-    if spec.array:
-        log = shlex.quote(f"{logs}/rank-") + '"$SLURM_ARRAY_TASK_ID".log'
+    number = '"$SLURM_ARRAY_TASK_ID"' if spec.array else "%t"
+    log = shlex.quote(f"{logs}/{name}-") + f"{number}.log"
     bind = f" --cpu-bind={cluster.cpu_bind}" if cluster.cpu_bind else ""
     return f"srun --kill-on-bad-exit=1 --wait=60{bind} --output={log} --open-mode=append"
 
@@ -104,7 +109,8 @@ def task_script(spec: LaunchSpec, cluster: Cluster) -> str:
 def _start(spec: LaunchSpec, cluster: Cluster) -> str:
     if not _by_torchrun(spec, cluster):
         return 'bash -c "$task" rank'
-    workers = rf"^[^ ]+ (-u )?-m toolkit[.]worker {re.escape(str(spec.folder))}$"
+    words = " ".join(spec.argv[1:])
+    workers = "^[^ ]+ (-u )?" + re.sub(r"([][\\.^$*+?(){}|])", r"\\\1", words) + "$"
     return f'bash -c "$task" node {shlex.quote(workers)}'
 
 

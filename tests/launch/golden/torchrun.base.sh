@@ -58,7 +58,7 @@ exit "$code"'
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/node-%t.log --open-mode=append \
-    bash -c "$task" node '^[^ ]+ (-u )?-m toolkit[.]worker /shared/runs/tiny/base$' \
+    bash -c "$task" node '^[^ ]+ (-u )?-m toolkit\.worker /shared/runs/tiny/base$' \
     /venv/bin/python -m torch.distributed.run --nnodes=2 --nproc-per-node=8 --max-restarts=0 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" -m toolkit.worker /shared/runs/tiny/base || code=$?
 
 # Ranks that were stopped have saved and ended with 0: without its artifact the stage is not done.
