@@ -77,7 +77,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 def test_names_keep_their_case_and_win_over_the_preset() -> None:
     cluster = profile(GPU, environment={"NCCL_IB_TIMEOUT": 23, "Mixed_Case": "a b"})
-    assert cluster.variables() == {"NCCL_NET": "IB", "NCCL_IB_TIMEOUT": "23", "Mixed_Case": "a b"}
+    assert cluster.variables() == {"NCCL_IB_TIMEOUT": "23", "Mixed_Case": "a b"}
 
 
 def test_the_run_root_takes_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,34 +13,38 @@ Network = Literal["none", "infiniband", "roce", "efa", "gke-gib"]
 PRESETS: dict[Network, dict[str, str]] = {
     "none": {},
     "infiniband": {
-        # NCCL User Guide, Environment Variables: with NCCL_NET=IB a job without verbs devices
-        # ends with an error, where it would fall back to TCP at a tenth of the speed.
-        "NCCL_NET": "IB",
-        # NCCL User Guide, NCCL_IB_TIMEOUT: the time-out is 4.096 us * 2^value; 22 (17 s) rides
-        # out a link that flaps on a large fabric. The default was 18 before NCCL 2.23, then 20.
+        # NCCL User Guide, NCCL_IB_TIMEOUT: 4.096 us * 2^value, more of it for very large networks;
+        # 22 (17 s) rides out a link that flaps, where the default of 20 (NCCL's
+        # src/transport/net_ib/connect.cc) gives up after 4 s. No NCCL_NET=IB: it would shut out
+        # the plugin that NVIDIA's images bring with HPC-X (src/plugin/net.cc: the names must be
+        # equal, and the plugin's is IBext_v8 and the like), and SHARP with it.
         "NCCL_IB_TIMEOUT": "22",
     },
     "roce": {
-        # As for InfiniBand: RoCE goes through NCCL's verbs transport, too.
-        "NCCL_NET": "IB",
+        # RoCE goes through NCCL's verbs transport, as InfiniBand does.
         "NCCL_IB_TIMEOUT": "22",
-        # NCCL User Guide, NCCL_IB_ROCE_VERSION_NUM: the GID index is then chosen by version
-        # (NCCL_IB_GID_INDEX, -1 since 2.21); 2 is RoCE v2, which is routable.
+        # NCCL User Guide, NCCL_IB_ROCE_VERSION_NUM: 2 is RoCE v2, which is routable; the GID's
+        # index is looked up by it since NCCL 2.21 (NCCL_IB_GID_INDEX: -1).
         "NCCL_IB_ROCE_VERSION_NUM": "2",
+        # NCCL User Guide, NCCL_IB_QPS_PER_CONNECTION: several queue pairs give the hashes of a
+        # multi-level fabric something to spread; 4 is what Google publishes for its RoCE fabric
+        # (see gke-gib). The traffic class (NCCL_IB_TC) is the switches' own, and so the site's.
+        "NCCL_IB_QPS_PER_CONNECTION": "4",
     },
     "efa": {
-        # libfabric's fi_efa(7), aws-ofi-nccl's wiki (Environment Variables): the provider that
-        # speaks EFA. No NCCL_NET: the plugin's name differs between its versions.
-        "FI_PROVIDER": "efa",
-        # awslabs/awsome-distributed-training, EFA cheat sheet: huge pages fail in forked data
-        # loaders (os.fork: cannot allocate memory).
+        # aws/aws-ofi-nccl, doc/efa-env-var.md: huge pages fail in forked data loaders (os.fork:
+        # cannot allocate memory). The provider (FI_PROVIDER) and fork safety the plugin sets
+        # itself (src/platform-aws.cpp), and since 1.7 it needs no other setting.
         "FI_EFA_USE_HUGE_PAGE": "0",
-        # ibid.: bootstrap over any interface but those of containers and the loopback.
+        # aws-samples/awsome-distributed-training, micro-benchmarks/nccl-tests: bootstrap over
+        # any interface but those of containers and the loopback.
         "NCCL_SOCKET_IFNAME": "^docker,lo,veth",
     },
     "gke-gib": {
-        # Google Cloud, "Maximize GPU network bandwidth" (A3 Ultra, A4: GPUDirect RDMA), what
-        # /usr/local/gib/scripts/set_nccl_env.sh sets; the plugin itself comes from the node.
+        # GoogleCloudPlatform/cluster-toolkit, examples/machine-learning/a3-ultragpu-8g (the
+        # Dockerfile of nemo-framework) and a4-highgpu-8g: what set_nccl_env.sh of the plugin sets
+        # for A3 Ultra and A4. The plugin comes from the node: mount /usr/local/gib, and put its
+        # lib64 into LD_LIBRARY_PATH and the machine's tuner file into NCCL_TUNER_CONFIG_PATH.
         "NCCL_NET": "gIB",
         "NCCL_CROSS_NIC": "0",
         "NCCL_NET_GDR_LEVEL": "PIX",
