@@ -75,7 +75,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing $(TORCH) (1 of 2)"
 	@$(PIP) install $(PIP_ARGS) $(TORCH_ARGS) $(TORCH)
 	@echo "Installing megatron-core, transformers, trl and the rest (2 of 2; some minutes)"
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[data,train,test,dev]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[data,train,slurm,track,test,dev]'
 	@touch $@
 
 .PHONY: image

@@ -122,9 +122,9 @@ def test_names_are_compared_as_the_index_does(image: ModuleType) -> None:
 
 
 def test_an_image_s_requirements_are_the_project_s(image: ModuleType, tmp_path: Path) -> None:
-    image.main(ROOT, tmp_path, ["train", "slurm"])
+    image.main(ROOT, tmp_path, ["train", "k8s"])
     wanted = (tmp_path / "requirements.txt").read_text().splitlines()
     optional = PROJECT["optional-dependencies"]
-    assert wanted == [*PROJECT["dependencies"], *optional["train"], *optional["slurm"]]
+    assert wanted == [*PROJECT["dependencies"], *optional["train"], *optional["k8s"]]
     constraints = (tmp_path / "constraints.txt").read_text()
-    assert "submitit==" in constraints and "\ntransformers==" not in constraints
+    assert "kubernetes==" in constraints and "\ntransformers==" not in constraints

@@ -16,9 +16,9 @@ from toolkit.doctor.finding import Finding, Status
 PROJECT = "megatron-toolkit"
 OLDEST, NEWEST = (3, 11), (3, 13)
 OPTIONAL = {
-    "slurm": "submitting Python functions to Slurm",
+    "slurm": "submitting by submitit (submit_with: submitit)",
     "k8s": "submitting to Kubernetes",
-    "track": "W&B and MLflow (the sinks for metrics come next)",
+    "track": "metrics to W&B and MLflow",
 }
 """What each optional extra is for. ``data``, ``train`` and ``gpu`` have checks of their own."""
 
