@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.launch.cluster import Cluster
@@ -57,17 +57,37 @@ def step_command(
         code: the folder of the code that the jobs run, which containers must see.
         log: what the logs' names begin with, in place of ``rank``, or ``node`` under torchrun.
     """
-    names = [*environment, *BY_JOB, *cluster.secrets, *cluster.secret_files]
-    run = spec.folder.parent
-    folders = [run] if code is None or code.is_relative_to(run) else [run, code]
     lines = [
         _srun(spec, cluster, log or ("node" if _by_torchrun(spec, cluster) else "rank")),
-        *_pyxis(cluster, names, folders),
+        *pyxis_options(spec, cluster, environment, code),
         _start(spec, cluster),
-        *_wrapped(cluster, names, folders, spec.gpus_per_node > 0),
+        *_wrapped(spec, cluster, environment, code),
         _worker(spec, cluster),
     ]
     return " \\\n    ".join(lines)
+
+
+def rank_command(
+    spec: LaunchSpec, cluster: Cluster, environment: Mapping[str, str], code: Path | None
+) -> list[str]:
+    """The words that start one rank where no srun does: the worker, in its container.
+
+    Pyxis's containers are srun's: see ``pyxis_options``. The arguments are those of
+    ``step_command``.
+    """
+    return [*shlex.split(" ".join(_wrapped(spec, cluster, environment, code))), *spec.argv]
+
+
+def _names(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
+    """The variables that a container must be told of."""
+    names = [*environment, *BY_JOB, *cluster.secrets, *cluster.secret_files]
+    return list(dict.fromkeys(names))
+
+
+def _mounts(spec: LaunchSpec, cluster: Cluster, code: Path | None) -> list[str]:
+    run = spec.folder.parent
+    folders = [run] if code is None or code.is_relative_to(run) else [run, code]
+    return [*(f"{folder}:{folder}" for folder in folders), *cluster.container.mounts]
 
 
 def _by_torchrun(spec: LaunchSpec, cluster: Cluster) -> bool:
@@ -78,22 +98,28 @@ def _srun(spec: LaunchSpec, cluster: Cluster, name: str) -> str:
     logs = str(spec.folder / "logs").replace("%", "%%")
     number = '"$SLURM_ARRAY_TASK_ID"' if spec.array else "%t"
     log = shlex.quote(f"{logs}/{name}-") + f"{number}.log"
-    bind = f" --cpu-bind={cluster.cpu_bind}" if cluster.cpu_bind else ""
-    return f"srun --kill-on-bad-exit=1 --wait=60{bind} --output={log} --open-mode=append"
+    return f"srun {' '.join(srun_options(cluster))} --output={log} --open-mode=append"
 
 
-def _mounts(cluster: Cluster, folders: Iterable[Path]) -> list[str]:
-    return [*(f"{folder}:{folder}" for folder in folders), *cluster.container.mounts]
+def srun_options(cluster: Cluster) -> list[str]:
+    """How srun treats its ranks: when one fails, the others end; each keeps to its cores."""
+    bind = [f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []
+    return ["--kill-on-bad-exit=1", "--wait=60", *bind]
 
 
-def _pyxis(cluster: Cluster, names: Iterable[str], folders: Iterable[Path]) -> list[str]:
-    """srun's options: Pyxis starts the container itself, with the image's values unless named."""
+def pyxis_options(
+    spec: LaunchSpec, cluster: Cluster, environment: Mapping[str, str], code: Path | None
+) -> list[str]:
+    """srun's options, quoted for bash: Pyxis starts the container, with the values it is named.
+
+    The arguments are those of ``step_command``.
+    """
     if cluster.container.runtime != "pyxis":
         return []
     options = {
         "--container-image": str(cluster.container.image),
-        "--container-mounts": ",".join(_mounts(cluster, folders)),
-        "--container-env": ",".join(dict.fromkeys(names)),
+        "--container-mounts": ",".join(_mounts(spec, cluster, code)),
+        "--container-env": ",".join(_names(cluster, environment)),
     }
     shown = [f"{name}={shlex.quote(value)}" for name, value in options.items()]
     return [*shown, "--no-container-mount-home"]
@@ -115,11 +141,11 @@ def _start(spec: LaunchSpec, cluster: Cluster) -> str:
 
 
 def _wrapped(
-    cluster: Cluster, names: Iterable[str], folders: Iterable[Path], gpus: bool
+    spec: LaunchSpec, cluster: Cluster, environment: Mapping[str, str], code: Path | None
 ) -> list[str]:
     """A container that a command of its own starts."""
-    container = cluster.container
-    mounts = _mounts(cluster, folders)
+    container, gpus = cluster.container, spec.gpus_per_node > 0
+    mounts = _mounts(spec, cluster, code)
     if container.runtime == "apptainer":
         binds = ["--bind=" + shlex.quote(mount) for mount in mounts]
         nv = ["--nv"] if gpus else []
@@ -128,7 +154,7 @@ def _wrapped(
         options = ["--rm", "--network=host", "--ipc=host", "--userns=keep-id"]
         options += ["--device=nvidia.com/gpu=all"] if gpus else []
         options += ["--volume=" + shlex.quote(mount) for mount in mounts]
-        options += [f"--env={name}" for name in dict.fromkeys(names)]
+        options += [f"--env={name}" for name in _names(cluster, environment)]
         return [" ".join(["podman run", *options, shlex.quote(str(container.image))])]
     return []
 

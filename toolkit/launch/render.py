@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -34,6 +35,8 @@ class RenderedJob:
     dependencies: tuple[str, ...]
     ranks: int = 1
     """Tasks of an array, or processes that run at one time."""
+    sender: Literal["sbatch", "submitit"] = "sbatch"
+    """What alone can send it."""
 
     @property
     def file(self) -> str:
@@ -62,19 +65,25 @@ class Target:
 
 def render_job(spec: LaunchSpec, target: Target) -> RenderedJob:
     """One job's script."""
+    text = render_text("job.sh.j2", spec, target)
+    return RenderedJob(spec.name, spec.stage, text, spec.dependencies, spec.world_size)
+
+
+def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
+    """A template of ``slurm/``, filled in for one job."""
     cluster = target.cluster
     spec = filled_in(spec, cluster)
-    environment = _environment(spec, target)
-    text = (
+    environment = job_environment(spec, target)
+    return (
         _templates()
-        .get_template("job.sh.j2")
+        .get_template(template)
         .render(
             spec=spec,
             cluster=cluster,
             cluster_name=target.name,
             run=target.run,
             version=__version__,
-            options=[_directive(option) for option in _options(spec, target)],
+            options=[_directive(option) for option in job_options(spec, target)],
             environment=environment,
             task=task_script(spec, cluster),
             command=step_command(spec, cluster, environment, target.code),
@@ -83,7 +92,6 @@ def render_job(spec: LaunchSpec, target: Target) -> RenderedJob:
             interrupted=int(ExitCode.INTERRUPTED),
         )
     )
-    return RenderedJob(spec.name, spec.stage, text, spec.dependencies, spec.world_size)
 
 
 def render_submit(jobs: Sequence[RenderedJob], run: str) -> str:
@@ -118,7 +126,8 @@ def filled_in(spec: LaunchSpec, cluster: Cluster) -> LaunchSpec:
     )
 
 
-def _environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
+def job_environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
+    """What a job's script exports, by name; no secret is in it."""
     found = {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "true" if (spec.cpus_per_task or 1) > 1 else "false",
@@ -152,8 +161,8 @@ def _for_nccl(logs: Path) -> dict[str, str]:
     }
 
 
-def _options(spec: LaunchSpec, target: Target) -> list[str]:
-    """What stands behind ``#SBATCH``, unquoted."""
+def job_options(spec: LaunchSpec, target: Target) -> list[str]:
+    """What stands behind ``#SBATCH``, unquoted; the cluster's values are filled in in ``spec``."""
     cluster = target.cluster
     queue = {
         name: spec.queue.get(name) or getattr(cluster, name)
