@@ -52,10 +52,12 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 
 .PHONY: schema
-schema: $(STAMP) ## Write toolkit.schema.json, which editors complete and check configs by
-	@$(BIN)/toolkit schema > toolkit.schema.json.tmp
+schema: $(STAMP) ## Write toolkit.schema.json and cluster.schema.json, by which editors complete and check
+	@$(BIN)/toolkit schema pipeline > toolkit.schema.json.tmp
+	@$(BIN)/toolkit schema cluster > cluster.schema.json.tmp
 	@mv toolkit.schema.json.tmp toolkit.schema.json
-	@echo "toolkit.schema.json written"
+	@mv cluster.schema.json.tmp cluster.schema.json
+	@echo "toolkit.schema.json and cluster.schema.json written"
 
 .PHONY: install
 install: $(STAMP) ## Make .venv with everything in it (the targets above do this themselves)
@@ -88,5 +90,5 @@ image-cpu: ## Build the CPU image
 
 .PHONY: clean
 clean: ## Remove .venv, caches and builds; runs/ stays
-	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache toolkit.schema.json
+	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache toolkit.schema.json cluster.schema.json
 	@find toolkit tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

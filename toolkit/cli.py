@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,13 @@ Overrides = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: runs/mini")]
+
+
+class SchemaOf(StrEnum):
+    """The files that have a schema."""
+
+    PIPELINE = "pipeline"
+    CLUSTER = "cluster"
 
 
 @app.command(
@@ -201,15 +209,24 @@ def generate(
         typer.echo(text)
 
 
-@app.command(epilog="Example: toolkit schema > toolkit.schema.json")
+@app.command(
+    epilog="Examples: toolkit schema > toolkit.schema.json  |  "
+    "toolkit schema cluster > cluster.schema.json"
+)
 @verb
-def schema() -> None:
-    """Print the JSON schema of pipeline files, for editors."""
+def schema(
+    of: Annotated[
+        SchemaOf, typer.Argument(metavar="[pipeline|cluster]", help="What the files describe.")
+    ] = SchemaOf.PIPELINE,
+) -> None:
+    """Print the JSON schema of pipeline files, or of clusters' profiles, for editors."""
     import json
 
-    from toolkit.pipeline.schema import json_schema
-
-    typer.echo(json.dumps(json_schema(), indent=2))
+    if of is SchemaOf.PIPELINE:
+        from toolkit.pipeline.schema import json_schema as found
+    else:
+        from toolkit.launch.profile_schema import profile_schema as found
+    typer.echo(json.dumps(found(), indent=2))
 
 
 @app.command(epilog="Example: toolkit doctor --json")

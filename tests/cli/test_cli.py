@@ -108,6 +108,23 @@ def test_the_schema_accepts_what_is_shipped_and_refuses_a_typo() -> None:
     assert any("no-such-kind" in e.message for e in validator.iter_errors(pipeline))
 
 
+def test_the_profiles_schema_accepts_what_is_shipped_and_refuses_a_typo() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    code, output = invoke("schema", "cluster")
+    assert code == 0
+    schema = json.loads(output)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for file in (ROOT / "configs" / "clusters").glob("*.yaml"):
+        first = file.read_text().partition("\n")[0]
+        assert first == "# yaml-language-server: $schema=../../cluster.schema.json"
+        assert list(validator.iter_errors(read_yaml(file).data)) == []
+    profile = read_yaml(ROOT / "configs" / "clusters" / "lab.yaml").data
+    profile |= {"partitoin": "x", "resources": {"tokenise": {}}}
+    messages = " ".join(e.message for e in validator.iter_errors(profile))
+    assert "partitoin" in messages and "tokenise" in messages
+
+
 def test_run_then_run_again_skips_and_a_change_is_refused(file: Path) -> None:
     first = toolkit("run", file, cwd=file.parent)
     assert first.returncode == 0, first.stdout + first.stderr
