@@ -33,6 +33,7 @@ OURS = frozenset(
         "TOOLKIT_PHASE",
         "SRUN_CPUS_PER_TASK",
         "PYTHONPATH",
+        "PYTHONSAFEPATH",
         "PYTHONUNBUFFERED",
     }
 )
@@ -118,7 +119,9 @@ class Cluster(Settings):
     """A Slurm cluster, and how jobs are sent to it."""
 
     scheduler: Literal["slurm"] = Field(description="What takes the jobs.")
-    submit_with: Literal["sbatch"] = Field(default="sbatch", description="What sends them.")
+    submit_with: Literal["sbatch", "submitit"] = Field(
+        default="sbatch", description="What sends them: scripts of our own, or submitit."
+    )
     partition: Name | None = Field(default=None, description="By default the cluster's own.")
     account: Name | None = Field(default=None, description="Who pays.")
     qos: Name | None = Field(default=None, description="Quality of service.")
@@ -195,6 +198,8 @@ class Cluster(Settings):
         both = sorted(set(self.secrets) & (set(self.environment) | set(self.secret_files)))
         if both:
             raise ValueError(f"{both[0]} is a secret, and is given another way, too")
+        if self.submit_with == "submitit" and self.launch == "torchrun":
+            raise ValueError("submitit starts every rank itself: launch is srun then")
         strange = [kind for kind in self.resources if kind not in stage_kinds()]
         if strange:
             raise ValueError(f"resources: {unknown('kind', strange[0], stage_kinds())}")

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from toolkit import __version__
 from toolkit.context import WATCHDOG
 from toolkit.errors import ExitCode
+from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.command import step_command, task_script
 from toolkit.launch.spec import LaunchSpec
@@ -48,6 +49,14 @@ class RenderedJob:
         after = ":".join(ids[name] for name in self.dependencies)
         waits = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}"] if after else []
         return ["sbatch", "--parsable", *waits, script]
+
+    def send(self, ids: dict[str, str], script: str) -> str:
+        """Send it; returns its id. The arguments are those of ``command``.
+
+        Raises:
+            ToolkitError: Slurm refuses it.
+        """
+        return slurm.submit(self.command(ids, script))
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ def job_environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
     }
     if target.code is not None:
         found["PYTHONPATH"] = str(target.code)
+        found["PYTHONSAFEPATH"] = "1"  # and not a checkout that the job was submitted in
     if spec.rendezvous:
         found[QUIET_STOP] = "1"
         watchdog = target.cluster.watchdog_seconds
