@@ -26,6 +26,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
+export PYTHONSAFEPATH=1
 export TOOLKIT_QUIET_STOP=1
 export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to

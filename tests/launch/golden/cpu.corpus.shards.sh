@@ -27,6 +27,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_PHASE=shards
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
+export PYTHONSAFEPATH=1
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=16 RAYON_NUM_THREADS=16

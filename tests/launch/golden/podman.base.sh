@@ -31,10 +31,10 @@ export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
 export CUDA_DEVICE_MAX_CONNECTIONS=1
-export FI_PROVIDER=efa
 export FI_EFA_USE_HUGE_PAGE=0
 export NCCL_SOCKET_IFNAME='^docker,lo,veth'
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
+export PYTHONSAFEPATH=1
 export TOOLKIT_QUIET_STOP=1
 export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
@@ -58,7 +58,7 @@ exec "$@"'
 code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
-    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_PROVIDER --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_RESTART_COUNT /images/toolkit.img \
+    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_RESTART_COUNT /images/toolkit.img \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base || code=$?
 
 # Ranks that were stopped have saved and ended with 0: without its artifact the stage is not done.

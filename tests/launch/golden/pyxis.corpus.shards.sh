@@ -32,6 +32,7 @@ export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_PHASE=shards
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
+export PYTHONSAFEPATH=1
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=56 RAYON_NUM_THREADS=56
@@ -50,7 +51,7 @@ code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/corpus/logs/rank-"$SLURM_ARRAY_TASK_ID".log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
-    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
+    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus || code=$?
