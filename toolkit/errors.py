@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     SAVED_AND_STOPPED = 85
     """A worker saved its progress on a signal and wants to be started again."""
+    NODE_UNFIT = 86
+    """The preflight named a node that is not fit: the job is to go on without it."""
     INTERRUPTED = 130
 
 

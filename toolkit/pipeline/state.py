@@ -52,6 +52,8 @@ class StageState:
     """By reference: the SHA-256 of the manifest of each input as the last attempt found it."""
     error: dict[str, Any] | None = None
     """Of the last attempt: message, where, hint, traceback (the log's path)."""
+    unfit_nodes: list[dict[str, Any]] = field(default_factory=list)
+    """What preflights found of nodes, oldest first: node, reason, time, job."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class StageFile:
     """Resolved: every default filled in, paths absolute."""
     inputs: dict[str, dict[str, str]]
     """By reference: folder (relative to the stage's folder inside one run), type, fingerprint."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """Where its metrics go (``tracking.config.Tracking``); empty: to no other place. Never part of
+    the fingerprint."""
 
     def write(self, folder: Path) -> None:
         """Write it into a stage's folder."""

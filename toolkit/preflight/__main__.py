@@ -1,0 +1,82 @@
+"""``python -m toolkit.preflight STAGE_DIR [SETTINGS]``: one rank of a preflight.
+
+Its place comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; SETTINGS is a JSON
+object of the profile's ``preflight``, with ``gpus``, how many the job has on each node.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+from toolkit.errors import ExitCode, ToolkitError
+from toolkit.preflight.config import Preflight
+from toolkit.preflight.rank import Place, run_rank
+from toolkit.preflight.record import attempt_folder
+
+MEASURES = 300
+"""Seconds beyond ``timeout_seconds`` for all that is measured; then stacks are written, and the
+process ends, whatever holds it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank; returns the process's exit code."""
+    if not 1 <= len(arguments) <= 2:
+        sys.stderr.write("usage: python -m toolkit.preflight STAGE_DIR [SETTINGS]\n")
+        return ExitCode.USER_ERROR
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _stop)
+    _set_up_log()
+    given = json.loads(arguments[1]) if len(arguments) > 1 else {}
+    gpus = 0 if os.environ.get("TOOLKIT_DEVICE") == "cpu" else int(given.pop("gpus", 0))
+    given.pop("gpus", None)
+    settings = Preflight.model_validate(given)
+    faulthandler.dump_traceback_later(settings.timeout_seconds + MEASURES, exit=True)
+    stage = Path(arguments[0]).resolve()
+    folder = attempt_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return run_rank(stage, folder, _place(gpus), settings)
+    except ToolkitError as error:
+        logging.getLogger("toolkit.preflight").error("%s", error)
+        return error.exit_code
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _place(gpus: int) -> Place:
+    environment = os.environ
+    return Place(
+        rank=int(environment.get("RANK", "0")),
+        world_size=int(environment.get("WORLD_SIZE", "1")),
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
+        host=environment.get("MASTER_ADDR", "127.0.0.1"),
+        port=int(environment.get("MASTER_PORT", "29500")),
+        gpus=gpus,
+    )
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """The job is told to stop, ahead of its time limit, say: nothing is lost."""
+    raise SystemExit(int(ExitCode.SAVED_AND_STOPPED))
+
+
+def _set_up_log() -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s [preflight {os.environ.get('RANK', '0')}] %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
