@@ -133,23 +133,28 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again every few seconds, until all has ended.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print the state of every stage of a run, here or on a cluster."""
+    import json
     import time
 
     from rich.live import Live
 
-    from toolkit.launch.show import run_table
+    from toolkit.launch.show import run_view
 
-    table, ended = run_table(run_dir)
-    if not watch:
-        console().print(table)
-        return
-    with Live(table, console=console(), auto_refresh=False) as live:
-        while not ended:
-            time.sleep(3)
-            table, ended = run_table(run_dir)
-            live.update(table, refresh=True)
+    view, found = run_view(run_dir)
+    if as_json:
+        stages = [row.record() for row in found.stages]
+        typer.echo(json.dumps({"stages": stages, "notes": found.notes}, indent=2))
+    elif not watch:
+        console().print(view)
+    else:
+        with Live(view, console=console(), auto_refresh=False) as live:
+            while not found.ended:
+                time.sleep(5)
+                view, found = run_view(run_dir)
+                live.update(view, refresh=True)
 
 
 @app.command(epilog="Example: toolkit report runs/mini")

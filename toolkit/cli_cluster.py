@@ -83,25 +83,19 @@ def submit(
 ) -> None:
     """Send a pipeline to Slurm: check it first, then all of its jobs or none."""
     from toolkit.launch import remote
-    from toolkit.launch.submissions import difference, last_scripts
 
     request = remote.Request(file, cluster, overrides or (), only or (), run_dir)
     if dry_run:
         _show_dry_run(remote.prepare(request))
         return
-    folder = remote.load(request)[2]
-    before = last_scripts(folder)
     _show_sent(remote.submit(request, fresh=fresh))
-    changes = difference(before, last_scripts(folder))
-    if changes:
-        typer.echo(f"\nchanged since the last submission:\n{changes}")
 
 
 def _show_dry_run(prepared: Any) -> None:
     from toolkit.errors import ConfigError
     from toolkit.launch.check import refusals
+    from toolkit.launch.difference import changes
     from toolkit.launch.show import show_code, show_jobs
-    from toolkit.launch.submissions import difference, last_scripts
 
     terminal = console()
     refused = refusals(prepared.jobs)
@@ -109,10 +103,7 @@ def _show_dry_run(prepared: Any) -> None:
         raise ConfigError(refused)
     show_jobs(terminal, [(job.name, job.ranks, job.dependencies, "") for job in prepared.jobs])
     show_code(terminal, prepared.code.record() if prepared.code else None)
-    after = {job.file: job.text for job in prepared.jobs}
-    changes = difference(last_scripts(prepared.run.folder), after)
-    if changes:
-        typer.echo(f"\nchanged since the last submission:\n{changes}")
+    _show_changes(changes(prepared.run.folder, prepared.jobs, prepared.code))
     typer.echo("\nnothing was sent")
 
 
@@ -126,6 +117,12 @@ def _show_sent(submission: Any) -> None:
     terminal = console()
     show_jobs(terminal, rows)
     show_code(terminal, submission.code)
+    _show_changes(submission.changes)
+
+
+def _show_changes(changes: str) -> None:
+    if changes:
+        typer.echo(f"\nchanged since the last submission:\n{changes}")
 
 
 @cluster.command(epilog="Example: toolkit resubmit runs/mini")
@@ -145,26 +142,36 @@ def logs(
     run_dir: RunFolder,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage of it.")],
     rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    job: Annotated[
+        bool, typer.Option("--job", help="The job's own log: how it began, and why it ended.")
+    ] = False,
     lines: Annotated[int, typer.Option("-n", min=1, help="How many of the last lines.")] = 100,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on until the stage ends.")
+        bool, typer.Option("-f", "--follow", help="Wait for it, and go on until the stage ends.")
     ] = False,
 ) -> None:
     """Print what a rank of a stage has to say."""
+    from toolkit.errors import ToolkitError
+    from toolkit.launch import logs as found
     from toolkit.launch.local import tail
-    from toolkit.launch.watching import follow as follow_log
-    from toolkit.launch.watching import log_of, run_status
 
-    path = log_of(run_dir, stage, rank)
+    ended = found.stage_ended(run_dir, stage)
+
+    def find() -> Path:
+        return found.log_of(run_dir, stage, None if job else rank)
+
+    try:
+        path = found.appears(find, ended) if follow else find()
+    except FileNotFoundError:
+        path = None
+    if path is None:
+        hint = f"toolkit status {run_dir} says what it waits for"
+        message = f"stage {stage!r} has written nothing yet"
+        raise ToolkitError(message, where=str(run_dir / stage / "logs"), hint=hint)
     if not follow:
         typer.echo("\n".join(tail(path, lines)))
         return
-
-    def ended() -> bool:
-        states = {row.name: row.state.status for row in run_status(run_dir)}
-        return states[stage] not in ("running", "pending")
-
-    for text in follow_log(path, ended):
+    for text in found.follow(path, ended, lines):
         typer.echo(text, nl=False)
 
 

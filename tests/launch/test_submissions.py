@@ -47,7 +47,7 @@ echo "scancel $*" >> "$CALLS"
 """
 SQUEUE = """\
 #!/bin/bash
-while read -r id; do echo "$id|PENDING|Dependency||0:00|1:00:00"; done < "$QUEUE"
+while read -r id; do echo "$id|PENDING|Dependency||0:00|1:00:00|N/A|"; done < "$QUEUE"
 """
 
 

@@ -39,8 +39,13 @@ class Job:
     """As squeue's %T: PENDING, RUNNING, COMPLETED, ..."""
     reason: str = ""
     nodes: str = ""
-    elapsed: str = ""
-    left: str = ""
+    elapsed: int | None = None
+    """Seconds since its last start."""
+    left: int | None = None
+    """Seconds until its time limit."""
+    begins: str = ""
+    """Of a waiting job: when Slurm expects to start it, in the cluster's time; often unknown."""
+    name: str = ""
 
     @property
     def active(self) -> bool:
@@ -60,7 +65,14 @@ def call(command: Sequence[str], seconds: float = 60.0) -> str:
         ToolkitError: it is not there, it refused, or it took longer than ``seconds``.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for this process: sbatch is to tell its job's id
+        )
     except FileNotFoundError as error:
         hint = "run this where Slurm's commands are: on a login node"
         raise ToolkitError(f"there is no {command[0]} here", hint=hint) from error
@@ -106,17 +118,58 @@ def cancel(ids: Iterable[str]) -> None:
 def jobs(ids: Sequence[str]) -> dict[str, list[Job]]:
     """What Slurm knows of jobs, by id: a list each, longer than one for arrays.
 
+    A job that neither squeue nor the accounting knows has an empty list.
+
+    Raises:
+        ToolkitError: squeue gives no answer.
+    """
+    found, trouble = look(ids)
+    if trouble:
+        raise ToolkitError(trouble, hint="is the controller up? scontrol ping")
+    return found
+
+
+def look(ids: Sequence[str]) -> tuple[dict[str, list[Job]], str | None]:
+    """What Slurm knows of jobs, as ``jobs`` has it, and why squeue didn't answer, if it didn't.
+
     From squeue, which forgets jobs minutes after their end (MinJobAge), then from the accounting
-    where there is one. A job that neither knows has an empty list.
+    where there is one; it goes on to answer while the controller is down.
     """
     found: dict[str, list[Job]] = {i: [] for i in ids}
-    if ids:
-        for job in _squeue(ids):
+    trouble = None
+    try:
+        for job in _squeue(ids) if ids else ():
             found[_root(job.id)].append(job)
-        missing = [i for i, known in found.items() if not known]
-        for job in _sacct(missing) if missing else ():
-            found[_root(job.id)].append(job)
-    return found
+    except ToolkitError as error:
+        trouble = error.message
+    missing = [i for i, known in found.items() if not known]
+    for job in _sacct(missing) if missing else ():
+        found[_root(job.id)].append(job)
+    return found, trouble
+
+
+def by_script() -> dict[str, str]:
+    """The ids of this user's jobs that squeue knows, by the path of the script they were sent as.
+
+    Raises:
+        ToolkitError: squeue gives no answer.
+    """
+    text = call(["squeue", "--me", "--noheader", "--states=all", "--format=%F|%o"])
+    rows = [line.partition("|") for line in text.splitlines()]
+    return {script.strip(): number for number, _, script in rows}
+
+
+def seconds(text: str) -> int | None:
+    """A duration as squeue and sacct write it (``1-02:03:04``, ``4:05``); None for words.
+
+    Slurm's words are UNLIMITED, INVALID, NOT_SET and Partition_Limit.
+    """
+    days, dash, clock = text.strip().rpartition("-")
+    parts = clock.partition(".")[0].split(":")
+    if not all(part.isdigit() for part in (*parts, *([days] if dash else []))):
+        return None
+    hours, minutes, rest = (*(0,) * (3 - len(parts)), *map(int, parts))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def _root(task: str) -> str:
@@ -125,7 +178,7 @@ def _root(task: str) -> str:
 
 
 def _squeue(ids: Sequence[str]) -> list[Job]:
-    fields = "%i|%T|%r|%N|%M|%L"
+    fields = "%i|%T|%r|%N|%M|%L|%S|%j"
     command = ["squeue", "--noheader", "--array", "--states=all", f"--format={fields}"]
     try:
         text = call([*command, f"--jobs={','.join(ids)}"])
@@ -133,21 +186,24 @@ def _squeue(ids: Sequence[str]) -> list[Job]:
         if "Invalid job id" in error.message:  # one id alone, and it is forgotten
             return []
         raise
+    rows = [line.split("|", 7) for line in text.splitlines()]
     return [
-        Job(*line.split("|", 5)) for line in text.splitlines() if _root(line.split("|")[0]) in ids
+        Job(number, state, reason, nodes, seconds(elapsed), seconds(left), begins, name)
+        for number, state, reason, nodes, elapsed, left, begins, name in rows
+        if _root(number) in ids
     ]
 
 
 def _sacct(ids: Sequence[str]) -> list[Job]:
     """From the accounting; nothing where there is none: sacct ends with an error then."""
-    fields = "JobID,State,Reason,NodeList,Elapsed"
+    fields = "JobID,State,Reason,NodeList,Elapsed,JobName%-200"
     try:
         text = call(["sacct", "-X", "-n", "-P", f"--format={fields}", f"--jobs={','.join(ids)}"])
     except ToolkitError:
         return []
-    rows = [line.split("|") for line in text.splitlines() if line.strip()]
+    rows = [line.split("|", 5) for line in text.splitlines() if line.strip()]
     return [
-        Job(row[0], row[1].partition(" ")[0], row[2], row[3], row[4])
-        for row in rows
-        if _root(row[0]) in ids
+        Job(number, state.partition(" ")[0], reason, nodes, seconds(elapsed), name=name)
+        for number, state, reason, nodes, elapsed, name in rows
+        if _root(number) in ids
     ]

@@ -6,9 +6,11 @@ the jobs' ids, written after each job that Slurm took.
 
 from __future__ import annotations
 
-import difflib
 import json
+import logging
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from typing import Any
 from toolkit.artifacts import now, write_json, write_text
 from toolkit.errors import ToolkitError
 from toolkit.launch import slurm
+from toolkit.launch.local import Interrupt
 from toolkit.launch.render import RenderedJob, render_submit
 
 FOLDER = "slurm"
 RECORD = "submission.json"
 SUBMIT = "submit.sh"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,8 +45,15 @@ class Submission:
     """In order of work: name, stage, file, dependencies, ranks, id (None: not sent)."""
     folder: str = ""
     """Its folder's name: 0001."""
+    changes: str = ""
+    """What it has that the last one of the run had not."""
     withdrawn: bool = False
     """Whether it was taken back, because Slurm refused one of its jobs."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it has jobs that were not sent, or whose ids were not noted."""
+        return not self.withdrawn and any(job["id"] is None for job in self.jobs)
 
 
 def read_submissions(run: Path) -> list[Submission]:
@@ -64,18 +75,51 @@ def sent_jobs(run: Path) -> dict[str, dict[str, Any]]:
     """The last job of each name that Slurm took for a run."""
     found: dict[str, dict[str, Any]] = {}
     for submission in read_submissions(run):
+        if submission.cut_off:
+            _adopt(run / FOLDER / submission.folder, submission)
         if not submission.withdrawn:
             found |= {job["name"]: job for job in submission.jobs if job["id"] is not None}
     return found
 
 
+def _adopt(folder: Path, submission: Submission) -> None:
+    """Fill in the ids of jobs that Slurm took just before whoever sent them was killed."""
+    if not slurm.here():
+        return
+    try:
+        queued = slurm.by_script()
+    except ToolkitError as error:
+        logger.warning("%s: jobs whose ids were not noted are not seen", error.message)
+        return
+    for job in submission.jobs:
+        job["id"] = job["id"] or queued.get(str(folder.resolve() / job["file"]))
+
+
+def known_jobs(
+    sent: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, list[slurm.Job]], str | None]:
+    """What Slurm knows of sent jobs, by name, and why squeue didn't answer, if it didn't.
+
+    A job of another name is not ours: ids begin anew where a cluster is set up again.
+    """
+    known, trouble = slurm.look([job["id"] for job in sent.values()])
+    return {
+        name: [k for k in known[job["id"]] if not k.name or k.name.endswith(f".{name}")]
+        for name, job in sent.items()
+    }, trouble
+
+
 def active_jobs(run: Path) -> dict[str, dict[str, Any]]:
-    """The jobs of a run that Slurm still has: waiting or running; by name."""
+    """The jobs of a run that Slurm still has: waiting or running; by name.
+
+    Raises:
+        ToolkitError: squeue gives no answer.
+    """
     sent = sent_jobs(run)
-    if not sent:
-        return {}
-    known = slurm.jobs([job["id"] for job in sent.values()])
-    return {n: job for n, job in sent.items() if any(k.active for k in known[job["id"]])}
+    known, trouble = known_jobs(sent)
+    if trouble:
+        raise ToolkitError(trouble, hint="is the controller up? scontrol ping")
+    return {name: job for name, job in sent.items() if any(k.active for k in known[name])}
 
 
 def last_scripts(run: Path) -> dict[str, str]:
@@ -83,27 +127,20 @@ def last_scripts(run: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for submission in read_submissions(run):
         folder = run / FOLDER / submission.folder
+        if submission.withdrawn:
+            continue
         found |= {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.sh")}
     return found
 
 
-def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """What differs between two texts of the same scripts, as a unified diff."""
-    lines: list[str] = []
-    for name in after:
-        if name in before and name != SUBMIT:
-            old, new = before[name].splitlines(), after[name].splitlines()
-            lines += difflib.unified_diff(old, new, f"last/{name}", name, n=2, lineterm="")
-    return "\n".join(lines)
-
-
 def write_scripts(folder: Path, jobs: Sequence[RenderedJob], run: str) -> None:
-    """Write every job's script and ``submit.sh`` into a folder."""
+    """Write every job's script into a folder, and ``submit.sh`` where sbatch alone sends them."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {job.file: job.text for job in jobs} | {SUBMIT: render_submit(jobs, run)}
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    (folder / SUBMIT).chmod(0o755)
+    for job in jobs:
+        write_text(folder / job.file, job.text)
+    if all(job.sender == "sbatch" for job in jobs):  # what submitit sends needs its pickles, too
+        write_text(folder / SUBMIT, render_submit(jobs, run))
+        (folder / SUBMIT).chmod(0o755)
 
 
 def new_folder(run: Path) -> Path:
@@ -145,25 +182,54 @@ def send(
         }
         for job in jobs
     ]
-    ids = dict(known)
     write_json(folder / RECORD, asdict(submission))
-    for number, (job, record) in enumerate(zip(jobs, submission.jobs, strict=True), start=1):
+    main = threading.current_thread() is threading.main_thread()  # only there are signals heard
+    with Interrupt() if main else nullcontext() as stop:
         try:
-            ids[job.name] = record["id"] = slurm.submit(job.command(ids, str(folder / job.file)))
-            write_json(folder / RECORD, asdict(submission))
+            _send_all(folder, submission, jobs, dict(known), stop)
         except BaseException as error:
-            _withdraw(folder, submission)
+            told = _withdraw(folder, submission)
             if isinstance(error, ToolkitError):
-                error.message = f"job {job.name!r} ({number} of {len(jobs)}): {error.message}"
-                error.hint = f"nothing is queued: the {number - 1} jobs before it are cancelled"
+                error.hint = told
+            else:
+                logger.warning("%s", told)
             raise
     return submission
 
 
-def _withdraw(folder: Path, submission: Submission) -> None:
-    slurm.cancel(job["id"] for job in submission.jobs if job["id"] is not None)
+def _send_all(
+    folder: Path,
+    submission: Submission,
+    jobs: Sequence[RenderedJob],
+    ids: dict[str, str],
+    stop: Interrupt | None,
+) -> None:
+    """Send one job after another, and note each id; a wish to stop is heard between two of them."""
+    for number, (job, record) in enumerate(zip(jobs, submission.jobs, strict=True), start=1):
+        try:
+            record["id"] = job.send(ids, str(folder / job.file))
+        except ToolkitError as error:
+            error.message = f"job {job.name!r} ({number} of {len(jobs)}): {error.message}"
+            raise
+        ids[job.name] = record["id"]
+        write_json(folder / RECORD, asdict(submission))
+        if stop and stop.count:
+            raise KeyboardInterrupt
+
+
+def _withdraw(folder: Path, submission: Submission) -> str:
+    """Cancel what was sent; returns what became of it."""
+    _adopt(folder, submission)  # sbatch may have been heard, and not have answered in time
+    sent = [job["id"] for job in submission.jobs if job["id"] is not None]
+    try:
+        slurm.cancel(sent)
+    except ToolkitError as error:
+        write_json(folder / RECORD, asdict(submission))
+        again = f"toolkit cancel {folder.parent.parent}, when Slurm answers again"
+        return f"{len(sent)} jobs may be queued still ({error.message}): {again}"
     submission.withdrawn = True
     write_json(folder / RECORD, asdict(submission))
+    return f"nothing is queued: the {len(sent)} jobs before it are cancelled"
 
 
 def begin(cluster: str, file: Path, overrides: Sequence[str], only: Sequence[str]) -> Submission:

@@ -1,0 +1,108 @@
+"""What a submission has that the last one of its run had not: in scripts, and in the code."""
+
+from __future__ import annotations
+
+import difflib
+import filecmp
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from toolkit.launch.code import Code
+from toolkit.launch.render import RenderedJob
+from toolkit.launch.submissions import last_scripts, read_submissions
+
+NAMED = 5
+"""How many names stand in one line; the others are counted."""
+Change = tuple[tuple[str, ...], tuple[str, ...]]
+"""Lines that went, and lines that came in their place."""
+
+
+def changes(run: Path, jobs: Sequence[RenderedJob], code: Code | None) -> str:
+    """What differs between jobs and the last ones of their names that were sent for a run.
+
+    A change that many scripts share is told once; empty where nothing was sent before, or nothing
+    differs.
+    """
+    sent = [s for s in read_submissions(run) if not s.withdrawn]
+    if not sent:
+        return ""
+    before = last_scripts(run)
+    after = {job.file: job.text for job in jobs}
+    for old in [s.code for s in sent]:  # scripts hold the code's digest: that is told below
+        if code and old:
+            before = {n: t.replace(old["digest"], code.digest) for n, t in before.items()}
+    lines = list(_code_lines(run, sent[-1].code, code))
+    new = [name.removesuffix(".sh") for name in after if name not in before]
+    lines += [f"new: {named(new)}"] if new else []
+    lines += _script_lines(before, after)
+    return "\n".join(lines)
+
+
+def named(names: Sequence[str]) -> str:
+    """``a, b, c and 4 more``."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _code_lines(run: Path, old: Mapping[str, object] | None, code: Code | None) -> Iterator[str]:
+    if old is None or code is None:
+        if (old is None) != (code is None):
+            yield f"code: {'the nodes have' if code is None else 'now a copy'}, not as last time"
+        return
+    if old["digest"] == code.digest:
+        return
+    commits = [str(old["commit"])[:12], code.commit[:12]]
+    commit = f"commit {commits[0]}" if len(set(commits)) == 1 else " -> ".join(commits)
+    packed = run / "code" / str(old["digest"])
+    if not packed.is_dir():
+        yield f"code: {commit}; the last one's copy is gone"
+        return
+    differs = [
+        name
+        for name in code.files
+        if not (packed / name).is_file()
+        or not filecmp.cmp(packed / name, code.root / name, shallow=False)
+    ]
+    here = {*code.files, *(p.name for p in packed.iterdir() if p.is_file())}
+    there = (str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file())
+    differs += sorted(f"{name} (gone)" for name in there if name not in here)
+    yield f"code: {commit}; changed: {named(differs)}"
+
+
+def _script_lines(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Each change under the names of the scripts that have it."""
+    found: dict[Change, list[str]] = {}
+    shown: dict[Change, Change] = {}
+    for name, text in after.items():
+        job = name.removesuffix(".sh")
+        for change in _changes(before.get(name, text).splitlines(), text.splitlines()):
+            alike = _without_names(change, job)
+            found.setdefault(alike, []).append(job)
+            shown.setdefault(alike, change)
+    lines = []
+    for alike, names in found.items():
+        gone, came = shown[alike]
+        count = f" ({len(names)} jobs)" if len(names) > 1 else ""
+        lines.append(f"{named(names)}{count}:")
+        lines += [f"  -{line}" for line in gone] + [f"  +{line}" for line in came]
+    return lines
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[Change]:
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for what, a, b, c, d in matcher.get_opcodes():
+        if what != "equal":
+            yield tuple(old[a:b]), tuple(new[c:d])
+
+
+def _without_names(change: Change, job: str) -> Change:
+    """A change as any other job would have it: its name and its stage's name left out."""
+    stage = job.rpartition(".")[0] or job
+    gone, came = (
+        tuple(
+            line.replace(f".{job}", ".<>").replace(f"/{stage}/", "/<>/").replace(job, "<>")
+            for line in lines
+        )
+        for lines in change
+    )
+    return gone, came
