@@ -111,6 +111,15 @@ class Resources(Settings):
     constraint: Annotated[
         Name | None, Operational(), Field(description="Slurm node features, such as h100&ib.")
     ] = None
+    chain: Annotated[
+        int | None,
+        Operational(),
+        Field(
+            ge=1,
+            description="How many jobs are sent, each to go on where the one before was stopped;"
+            " 1: one job, in place of the cluster's chain.",
+        ),
+    ] = None
     max_tasks: Annotated[
         int | None,
         Operational(),

@@ -55,5 +55,5 @@ def rendered(folder: Path, cluster: Cluster, text: str = TEXT) -> dict[str, Rend
     loaded = load_checked(file)
     run = Run(RUN, tuple(fresh_tasks(loaded, RUN)))
     target = Target(cluster, "there", "tiny", RUN / "code" / "0123456789abcdef")
-    specs = run_specs(run, loaded.graph.needs, "/venv/bin/python")
+    specs = run_specs(run, loaded.graph.needs, "/venv/bin/python", chain=cluster.chain)
     return {spec.name: render_job(spec, target) for spec in specs}

@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CLUSTERS: dict[str, Cluster] = {
     "cpu": profile(CPU, max_tasks=3, modules=["python/3.11"], run_root="/shared/runs"),
     "srun": profile(GPU, secrets=["WANDB_API_KEY"], environment={"NCCL_IB_HCA": "=mlx5_0"}),
+    "chain": profile(GPU, chain=3),
     "torchrun": profile(GPU, launch="torchrun", requeue=False),
     "pyxis": profile(
         GPU, container={"runtime": "pyxis", **IMAGE}, secret_files={"HF_TOKEN": "/keys/hf"}
@@ -34,7 +35,25 @@ CHOSEN = [
     *(("cpu", job) for job in ("vocabulary", "corpus.shards", "corpus.finish", "base")),
     *((cluster, "base") for cluster in ("srun", "torchrun", "pyxis", "apptainer", "podman")),
     ("pyxis", "corpus.shards"),
+    *(("chain", f"base.{link}") for link in (1, 2, 3)),
 ]
+SUBMITS = {"submit.sh": "cpu", "submit.chain.sh": "chain"}
+AFTER = """\
+  base-hf: {kind: export, checkpoint: base}
+  other: {kind: train-tokenizer, sources: [sample:python-docs], vocab_size: 300}
+  more:
+    kind: tokenize
+    sources: [sample:python-docs]
+    tokenizer: other
+  again:
+    kind: pretrain
+    data: more
+    load: base
+    model: {preset: llama-mini}
+    train_iters: 20
+    resources: {chain: 2}
+"""
+"""What follows a chain: one stage that needs it alone, and one that needs another stage, too."""
 
 
 @pytest.mark.parametrize(("cluster", "job"), CHOSEN)
@@ -47,21 +66,23 @@ def test_a_script_is_the_golden_one(tmp_path: Path, cluster: str, job: str) -> N
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {p.name for p in GOLDEN.iterdir()} == {f"{c}.{j}.sh" for c, j in CHOSEN} | {"submit.sh"}
+    assert {p.name for p in GOLDEN.iterdir()} == {f"{c}.{j}.sh" for c, j in CHOSEN} | set(SUBMITS)
 
 
-def test_the_commands_are_the_golden_ones(tmp_path: Path) -> None:
-    text = render_submit(list(rendered(tmp_path, CLUSTERS["cpu"]).values()), "tiny")
+@pytest.mark.parametrize("file", SUBMITS)
+def test_the_commands_are_the_golden_ones(tmp_path: Path, file: str) -> None:
+    jobs = rendered(tmp_path, CLUSTERS[SUBMITS[file]], TEXT + AFTER)
+    text = render_submit(list(jobs.values()), "tiny")
     if os.environ.get("TOOLKIT_GOLDEN") == "write":
-        (GOLDEN / "submit.sh").write_text(text)
-    assert text == (GOLDEN / "submit.sh").read_text()
+        (GOLDEN / file).write_text(text)
+    assert text == (GOLDEN / file).read_text()
 
 
 def write_all(folder: Path) -> list[str]:
     """Every script of every cluster, written; returns the paths."""
     paths = []
     for name, cluster in CLUSTERS.items():
-        jobs = rendered(folder, cluster)
+        jobs = rendered(folder, cluster, TEXT + AFTER)
         texts = {job.file: job.text for job in jobs.values()}
         texts["submit.sh"] = render_submit(list(jobs.values()), "tiny")
         for file, text in texts.items():

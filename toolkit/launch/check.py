@@ -60,6 +60,10 @@ def resource_problems(config: StageConfig, cluster: Cluster) -> Iterator[tuple[s
     if (asked.cpus_per_task or 1) * at_once > node.cpus:
         cores = f"{at_once} x {asked.cpus_per_task or 1}"
         yield "cpus_per_task", f"{cores} cores on a node that has {node.cpus}"
+    if (asked.chain or 1) > 1 and kind.spread == "shards" and spread * asked.nodes > 1:
+        yield "chain", "a stage whose tasks are an array has no chain: each task is requeued"
+    elif (asked.chain or 1) > 1 and cluster.submit_with == "submitit":
+        yield "chain", "submitit requeues, and has no chains: submit_with: sbatch has"
     memory = asked.memory_per_node
     if memory and node.memory and megabytes(memory) > megabytes(node.memory):
         yield "memory_per_node", f"{memory} on a node that has {node.memory}"

@@ -183,8 +183,18 @@ class Cluster(Settings):
         description="Whether a job goes on after its time limit, a lost node, or a crash that came"
         " further than the last one.",
     )
+    chain: int | None = Field(
+        default=None,
+        ge=2,
+        description="Of stages that spread over ranks: how many jobs are sent, each to go on where"
+        " the one before was stopped, in place of one job that is requeued; they wait in the queue"
+        " at one time.",
+    )
     max_restarts: int = Field(
-        default=10, ge=0, description="How often one job goes on after its time limit or a crash."
+        default=10,
+        ge=0,
+        description="How often one job is started again after its time limit or a crash; what Slurm"
+        " does by itself (a preemption, a lost node) doesn't count.",
     )
     watchdog_seconds: int | None = Field(
         default=1800,
@@ -200,6 +210,8 @@ class Cluster(Settings):
             raise ValueError(f"{both[0]} is a secret, and is given another way, too")
         if self.submit_with == "submitit" and self.launch == "torchrun":
             raise ValueError("submitit starts every rank itself: launch is srun then")
+        if self.chain and self.submit_with == "submitit":
+            raise ValueError("submitit requeues, and has no chains: submit_with: sbatch has")
         strange = [kind for kind in self.resources if kind not in stage_kinds()]
         if strange:
             raise ValueError(f"resources: {unknown('kind', strange[0], stage_kinds())}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from toolkit.launch import slurm
 from toolkit.launch.check import load_for, mount_warnings, refusals
 from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
-from toolkit.launch.render import RenderedJob, Target, render_job
+from toolkit.launch.going_on import GOING_ON
+from toolkit.launch.render import RenderedJob, Target, render_job, whole_name
 from toolkit.launch.spec import run_specs
 from toolkit.launch.submissions import Submission, active_jobs, begin, read_submissions, send
 from toolkit.pipeline.loading import Loaded
@@ -81,8 +83,8 @@ def prepare(
     code = find_code(share("toolkit").parent)
     packed = code.folder(folder) if code else None
     target = Target(cluster, request.cluster, folder.name, packed)
-    last = {str(job["stage"]): name for name, job in (under_way or {}).items()}
-    specs = run_specs(run, loaded.graph.needs, python_of(cluster), last)
+    last = {str(job["stage"]): whole_name(name) for name, job in (under_way or {}).items()}
+    specs = run_specs(run, loaded.graph.needs, python_of(cluster), last, cluster.chain)
     ids = {name: str(job["id"]) for name, job in (under_way or {}).items()}
     return Prepared(loaded, cluster, run, code, [render_job(s, target) for s in specs], ids)
 
@@ -96,7 +98,7 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     loaded, cluster, folder = load(request)
     target = Target(cluster, request.cluster, folder.name)
     run = Run(folder, tuple(fresh_tasks(loaded, folder)))
-    specs = run_specs(run, loaded.graph.needs, python_of(cluster))
+    specs = run_specs(run, loaded.graph.needs, python_of(cluster), chain=cluster.chain)
     refused = refusals([render_job(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
@@ -165,6 +167,7 @@ def _lay_out(prepared: Prepared) -> None:
         if task.name in stages:
             (task.folder / "logs").mkdir(parents=True, exist_ok=True)
             (task.folder / PROGRESS).unlink(missing_ok=True)
+            shutil.rmtree(task.folder / GOING_ON, ignore_errors=True)
             task.file.write(task.folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -38,16 +38,23 @@ class RenderedJob:
     """Tasks of an array, or processes that run at one time."""
     sender: Literal["sbatch", "submitit"] = "sbatch"
     """What alone can send it."""
+    before: str | None = None
+    """Of a chain: the link that this one goes on from, when that has ended in any way."""
 
     @property
     def file(self) -> str:
         """The script's file name."""
         return f"{self.name}.sh"
 
-    def command(self, ids: dict[str, str], script: str) -> list[str]:
-        """The command that submits it, once what it waits for has ids."""
-        after = ":".join(ids[name] for name in self.dependencies)
-        waits = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}"] if after else []
+    def command(self, ids: Mapping[str, str], script: str) -> list[str]:
+        """The command that submits it, once what it waits for has ids.
+
+        Args:
+            ids: by name, in the order in which they were sent; of a chain those of all links.
+            script: the path of its script.
+        """
+        after = self._after(ids)
+        waits = ["--kill-on-invalid-dep=yes", f"--dependency={after}"] if after else []
         return ["sbatch", "--parsable", *waits, script]
 
     def send(self, ids: dict[str, str], script: str) -> str:
@@ -57,6 +64,35 @@ class RenderedJob:
             ToolkitError: Slurm refuses it.
         """
         return slurm.submit(self.command(ids, script))
+
+    def _after(self, ids: Mapping[str, str]) -> str:
+        """Slurm's expression for what it waits for.
+
+        Slurm can wait for any of several jobs (``?``), or for all (``,``), but not for all of
+        which one is any of several. So with more to wait for than one chain, the job waits for the
+        chain's end, and looks by itself whether what it takes is there.
+        """
+        needs = [links_of(name, ids) for name in self.dependencies]
+        if len(needs) == 1 and self.before is None:
+            return "?".join(f"afterok:{number}" for number in needs[0])
+        done = [links[0] for links in needs if len(links) == 1]
+        ended = [links[-1] for links in needs if len(links) > 1]
+        ended += [ids[self.before]] if self.before else []
+        both = {"afterok": done, "afterany": ended}
+        return ",".join(f"{how}:{':'.join(which)}" for how, which in both.items() if which)
+
+
+def links_of(name: str, ids: Mapping[str, str]) -> list[str]:
+    """The ids of a job, or of all links of a chain, by the name that others wait for."""
+    found = [number for job, number in ids.items() if whole_name(job) == name]
+    assert found, f"no id of {name}, which is waited for"
+    return found
+
+
+def whole_name(job: str) -> str:
+    """The name that others wait for: ``base`` of ``base.2``, the second link of a chain."""
+    name, _, last = job.rpartition(".")
+    return name if last.isdigit() else job
 
 
 @dataclass(frozen=True)
@@ -75,7 +111,10 @@ class Target:
 def render_job(spec: LaunchSpec, target: Target) -> RenderedJob:
     """One job's script."""
     text = render_text("job.sh.j2", spec, target)
-    return RenderedJob(spec.name, spec.stage, text, spec.dependencies, spec.world_size)
+    before = replace(spec, link=spec.link - 1).name if spec.link > 1 else None
+    return RenderedJob(
+        spec.name, spec.stage, text, spec.dependencies, spec.world_size, before=before
+    )
 
 
 def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
@@ -105,7 +144,9 @@ def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
 
 def render_submit(jobs: Sequence[RenderedJob], run: str) -> str:
     """A script of the commands that submit all jobs."""
-    return _templates().get_template("submit.sh.j2").render(jobs=jobs, run=run)
+    ids = {job.name: f"${{job[{job.name}]}}" for job in jobs}
+    sent = [(job.name, job.command(ids, job.file)[2:]) for job in jobs]
+    return _templates().get_template("submit.sh.j2").render(jobs=sent, run=run)
 
 
 def filled_in(spec: LaunchSpec, cluster: Cluster) -> LaunchSpec:
@@ -187,7 +228,7 @@ def job_options(spec: LaunchSpec, target: Target) -> list[str]:
     found += [
         f"--time={time_text(spec.time_limit or minutes(cluster.time_limit))}",
         f"--signal=USR1@{cluster.signal_seconds}",
-        "--requeue" if cluster.requeue else "--no-requeue",
+        "--requeue" if cluster.requeue and spec.links == 1 else "--no-requeue",
         f"--output={logs}/slurm-{'%A_%a' if spec.array else '%j'}.log",
         "--open-mode=append",
         f"--export={','.join([*KEPT, *cluster.secrets])}",

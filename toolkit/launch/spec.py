@@ -27,7 +27,13 @@ class LaunchSpec:
     ntasks_per_node: int = 1
     cpus_per_task: int | None = None
     dependencies: tuple[str, ...] = ()
-    """The names of the jobs that must have ended well before this one starts."""
+    """The names of the jobs that must have ended well before this one starts; of a chain: one
+    of its links."""
+    needs: tuple[Path, ...] = ()
+    """The folders of the stages that those jobs work on."""
+    link: int = 1
+    links: int = 1
+    """Of a chain: jobs that go on where the one before was stopped; this is number ``link``."""
     phase: str | None = None
     """The one phase of a sharded stage that it works on."""
     array: bool = False
@@ -49,9 +55,14 @@ class LaunchSpec:
     """Where it waits, by Slurm's names (partition, qos, constraint), in place of the cluster's."""
 
     @property
-    def name(self) -> str:
+    def whole(self) -> str:
         """Its name in the pipeline: the stage's, with the phase where there is one."""
         return f"{self.stage}.{self.phase}" if self.phase else self.stage
+
+    @property
+    def name(self) -> str:
+        """The job's own name: that in the pipeline, with its number where it is one of a chain."""
+        return f"{self.whole}.{self.link}" if self.links > 1 else self.whole
 
     @property
     def world_size(self) -> int:
@@ -138,6 +149,7 @@ def run_specs(
     needs: Mapping[str, Sequence[str]],
     python: str,
     under_way: Mapping[str, str] | None = None,
+    chain: int | None = None,
 ) -> list[LaunchSpec]:
     """The jobs of a run in order of work, joined as its stages need each other.
 
@@ -147,13 +159,32 @@ def run_specs(
         python: the interpreter where the jobs run.
         under_way: by stage, the last job of those that have jobs already: they get no others, and
             what needs them waits for that job.
+        chain: links of stages that spread over ranks, where a stage doesn't say.
     """
     last = dict(under_way or {})
     specs: list[LaunchSpec] = []
     for task in run.tasks:
         if task.action == "skip" or task.name in (under_way or {}):
             continue
-        after = [last[need] for need in needs[task.name] if need in last]
-        specs += launch_specs(task, python, after)
-        last[task.name] = specs[-1].name
+        sent = {stage: [need for need in needs[stage] if need in last] for stage in needs}
+        after = _direct(sent[task.name], sent)
+        found = launch_specs(task, python, [last[need] for need in after])
+        folders = tuple(run.folder / need for need in after)
+        for spec in found:
+            links = task.config.resources.chain or (chain if spec.rendezvous else None) or 1
+            specs += [
+                replace(spec, needs=folders, link=link + 1, links=links) for link in range(links)
+            ]
+        last[task.name] = found[-1].whole
     return specs
+
+
+def _direct(stages: Sequence[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stages that none of the others needs: when these are done, all are."""
+    behind: set[str] = set()
+    todo = [need for stage in stages for need in needs[stage]]
+    while todo:
+        stage = todo.pop()
+        todo += [] if stage in behind else needs[stage]
+        behind.add(stage)
+    return [stage for stage in stages if stage not in behind]

@@ -51,6 +51,70 @@ export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 12768))
 
+# How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
+job=$SLURM_JOB_ID
+record=/shared/runs/tiny/base/going-on/base.json
+restarts=0 step=-1
+noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
+if [[ $(noted job) == "$job" ]]; then
+    restarts=$(noted restarts) step=$(noted step)
+fi
+
+# note ENDED REASON
+note() {
+    [[ -z $2 ]] || echo "base: $2" >&2
+    { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
+        "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
+        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+}
+
+# end REASON: it is not started again
+end() {
+    note true "$1"
+}
+
+# go_on REASON [free]: it is started again, which counts, unless it is free
+go_on() {
+    if [[ ${2-} != free ]] && (( restarts >= 10 )); then
+        end "$1: not started again, since that was done $restarts times (max_restarts)"
+        return
+    fi
+    local refused
+    trap '' TERM  # Slurm ends the script of a job that it takes back
+    [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    note false "$1: started again"
+    refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
+}
+
+# again REASON: it is started again, unless it came no further than when it was last started again
+again() {
+    local before=$step
+    step=$(sed -nE 's/.*"done": ?([0-9]+).*"unit": ?"iterations".*/\1/p' /shared/runs/tiny/base/progress.json 2> /dev/null || true)
+    : "${step:=0}"
+    if (( step <= before )); then
+        end "$1 at step $step, no further than before (step $before): not started again"
+    else
+        go_on "$1 at step $step"
+    fi
+}
+
+# Told to end. At its time limit, without having saved in time, the job goes on from the checkpoint
+# before; all else (scancel, a requeue, a preemption, a lost node) is Slurm's to answer.
+# shellcheck disable=SC2317  # the trap calls it
+told_to_end() {
+    trap '' TERM
+    [[ $(squeue --noheader --jobs="$job" --format=%r) != TimeLimit ]] || again "the time limit came before the save was done"
+    exit 143
+}
+trap told_to_end TERM
+note false ""
+
+# What it takes must be there, whatever Slurm made of what this job waits for.
+if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
+    end 'what it takes is not there: /shared/runs/tiny/corpus/artifact'
+    exit 2
+fi
+
 # What each task runs first: it learns its place, and notes its start in its log.
 # shellcheck disable=SC2016  # expanded in the task, not here
 task='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
@@ -67,28 +131,27 @@ srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/
     --container-env=TORCH_NCCL_DUMP_ON_TIMEOUT,TORCH_NCCL_TRACE_BUFFER_SIZE,TORCH_FR_BUFFER_SIZE,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,TORCH_NCCL_AVOID_RECORD_STREAMS,PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,CUDA_DEVICE_MAX_CONNECTIONS,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,TOOLKIT_QUIET_STOP,TOOLKIT_WATCHDOG,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
-    /venv/bin/python -m toolkit.worker /shared/runs/tiny/base || code=$?
+    /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
+wait "$!" || code=$?  # so that this script hears at once when it is told to end
 
 # Ranks that were stopped have saved and ended with 0: without its artifact the stage is not done.
 if (( code == 0 )) && [[ ! -e /shared/runs/tiny/base/artifact/artifact.json ]]; then
     code=85
 fi
 
-# Stopped by Slurm, ahead of the time limit: the job goes on from what was saved, under its own id.
-if (( (code == 85 || code == 130) && ${SLURM_RESTART_COUNT:-0} < 10 )); then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-
-# A crash: training goes on from its last checkpoint, unless it came no further than the last time.
-if (( code != 0 && code != 2 && code != 85 && code != 130 )); then
-    reached=$(sed -nE 's/.*"done": ?([0-9]+).*/\1/p' /shared/runs/tiny/base/progress.json 2> /dev/null || true)
-    last=$(cat /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID" 2> /dev/null || echo -1)
-    echo "${reached:=0}" > /shared/runs/tiny/base/logs/crashed-"$SLURM_JOB_ID"
-    if (( reached <= last )); then
-        echo "ended with $code at step $reached, no further than before (step $last): not started again" >&2
-    elif (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
-        echo "ended with $code at step $reached: goes on from the last checkpoint" >&2
-        scontrol requeue "$SLURM_JOB_ID"
+# What follows.
+case $code in
+0)
+    note true ""
+    ;;
+2) end "ended with 2, a mistake that starting again does not mend" ;;
+85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted
+    if [[ $(scontrol show job "$job" 2> /dev/null) =~ PreemptTime=[0-9] ]]; then
+        go_on "preempted" free
+    else
+        again "stopped"
     fi
-fi
+    ;;
+*) again "ended with $code" ;;
+esac
 exit "$code"

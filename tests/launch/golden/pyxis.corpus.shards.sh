@@ -40,6 +40,63 @@ export OMP_NUM_THREADS=56 RAYON_NUM_THREADS=56
 # One task of the array is one rank; the ranks need not run at one time.
 export RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=8 LOCAL_RANK=0 LOCAL_WORLD_SIZE=4
 
+# How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID of one of the tasks is the whole array's
+record=/shared/runs/tiny/corpus/going-on/corpus.shards-$SLURM_ARRAY_TASK_ID.json
+restarts=0 step=-1
+noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
+if [[ $(noted job) == "$job" ]]; then
+    restarts=$(noted restarts) step=$(noted step)
+fi
+
+# note ENDED REASON
+note() {
+    [[ -z $2 ]] || echo "corpus.shards: $2" >&2
+    { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
+        "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
+        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+}
+
+# end REASON: it is not started again
+end() {
+    note true "$1"
+}
+
+# go_on REASON [free]: it is started again, which counts, unless it is free
+go_on() {
+    if [[ ${2-} != free ]] && (( restarts >= 10 )); then
+        end "$1: not started again, since that was done $restarts times (max_restarts)"
+        return
+    fi
+    local refused
+    trap '' TERM  # Slurm ends the script of a job that it takes back
+    [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    note false "$1: started again"
+    refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
+}
+
+# again REASON: it is started again, unless it came no further than when it was last started again
+again() {
+    go_on "$1"
+}
+
+# Told to end. At its time limit, without having saved in time, the job goes on from the checkpoint
+# before; all else (scancel, a requeue, a preemption, a lost node) is Slurm's to answer.
+# shellcheck disable=SC2317  # the trap calls it
+told_to_end() {
+    trap '' TERM
+    [[ $(squeue --noheader --jobs="$job" --format=%r) != TimeLimit ]] || again "the time limit came before the save was done"
+    exit 143
+}
+trap told_to_end TERM
+note false ""
+
+# What it takes must be there, whatever Slurm made of what this job waits for.
+if [[ ! -e /shared/runs/tiny/vocabulary/artifact/artifact.json ]]; then
+    end 'what it takes is not there: /shared/runs/tiny/vocabulary/artifact'
+    exit 2
+fi
+
 # What each task runs first: it learns its place, and notes its start in its log.
 # shellcheck disable=SC2016  # expanded in the task, not here
 task='start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
@@ -54,10 +111,22 @@ srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/
     --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
-    /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus || code=$?
+    /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus &
+wait "$!" || code=$?  # so that this script hears at once when it is told to end
 
-# Stopped by Slurm, ahead of the time limit: the job goes on from what was saved, under its own id.
-if (( (code == 85 || code == 130) && ${SLURM_RESTART_COUNT:-0} < 10 )); then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+# What follows.
+case $code in
+0)
+    note true ""
+    ;;
+2) end "ended with 2, a mistake that starting again does not mend" ;;
+85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted
+    if [[ $(scontrol show job "$job" 2> /dev/null) =~ PreemptTime=[0-9] ]]; then
+        go_on "preempted" free
+    else
+        again "stopped"
+    fi
+    ;;
+*) end "ended with $code" ;;
+esac
 exit "$code"

@@ -22,8 +22,17 @@ send() {
 
 send vocabulary vocabulary.sh
 send corpus.shards --kill-on-invalid-dep=yes \
-    --dependency="afterok:${job[vocabulary]}" corpus.shards.sh
+    "--dependency=afterok:${job[vocabulary]}" corpus.shards.sh
 send corpus.finish --kill-on-invalid-dep=yes \
-    --dependency="afterok:${job[corpus.shards]}" corpus.finish.sh
+    "--dependency=afterok:${job[corpus.shards]}" corpus.finish.sh
 send base --kill-on-invalid-dep=yes \
-    --dependency="afterok:${job[corpus.finish]}" base.sh
+    "--dependency=afterok:${job[corpus.finish]}" base.sh
+send base-hf --kill-on-invalid-dep=yes \
+    "--dependency=afterok:${job[base]}" base-hf.sh
+send other other.sh
+send more --kill-on-invalid-dep=yes \
+    "--dependency=afterok:${job[other]}" more.sh
+send again.1 --kill-on-invalid-dep=yes \
+    "--dependency=afterok:${job[base]}:${job[more]}" again.1.sh
+send again.2 --kill-on-invalid-dep=yes \
+    "--dependency=afterok:${job[base]}:${job[more]},afterany:${job[again.1]}" again.2.sh

@@ -1,0 +1,167 @@
+#!/bin/bash
+# base.2 of the run tiny, for there: rendered by toolkit VERSION.
+# Change the pipeline or the cluster's profile, not this file.
+
+# What Slurm is asked for.
+#SBATCH --job-name=tiny.base.2
+#SBATCH --partition=batch
+#SBATCH --account=me
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=28
+#SBATCH --gpus-per-node=h100:8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=1-12:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --no-requeue
+#SBATCH --output=/shared/runs/tiny/base/logs/slurm-%j.log
+#SBATCH --open-mode=append
+#SBATCH --export=HOME,USER,LOGNAME,SHELL,LANG,PATH
+
+set -euo pipefail
+
+# The environment of every rank: the network's preset, the profile's settings, the layout's.
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1
+export TORCH_NCCL_TRACE_BUFFER_SIZE=2000
+export TORCH_FR_BUFFER_SIZE=2000
+export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
+export TORCH_FR_DUMP_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
+export TORCH_NCCL_AVOID_RECORD_STREAMS=1
+export PYTHONUNBUFFERED=1
+export TOKENIZERS_PARALLELISM=true
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export NCCL_IB_TIMEOUT=22
+export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
+export PYTHONSAFEPATH=1
+export TOOLKIT_QUIET_STOP=1
+export TOOLKIT_WATCHDOG=1800
+export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
+export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
+
+# Where the ranks meet: the first node, at a port of this job's own, below those that the kernel
+# hands out by itself.
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 12768))
+
+# How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
+job=$SLURM_JOB_ID
+record=/shared/runs/tiny/base/going-on/base.json
+restarts=1 step=-1
+noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
+if [[ -e $record ]]; then
+    step=$(noted step)
+fi
+
+# note ENDED REASON
+note() {
+    [[ -z $2 ]] || echo "base.2: $2" >&2
+    { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
+        "$job" 2 3 "$restarts" 2 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
+        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+}
+
+# The links of the chain that come after this one: jobs of scripts beside this one's that still wait.
+cancel_links() {
+    local mine ids
+    mine=$(squeue --noheader --jobs="$job" --format=%o) || return 0
+    mapfile -t ids < <(squeue --me --noheader --states=PENDING --format='%i|%o' |
+        while IFS='|' read -r id script; do
+            case $script in
+            "${mine%/*}/"base.3.sh) echo "$id" ;;
+            *) ;;
+            esac
+        done)
+    (( ${#ids[@]} == 0 )) || scancel "${ids[@]}" || echo "can't cancel the links behind this one: ${ids[*]}" >&2
+}
+
+# end REASON: it is not started again
+end() {
+    note true "$1"
+    cancel_links
+}
+
+# go_on REASON [free]: it is started again, which counts, unless it is free
+go_on() {
+    note false "$1: goes on in link 3 of 3"
+}
+
+# again REASON: it is started again, unless it came no further than when it was last started again
+again() {
+    local before=$step
+    step=$(sed -nE 's/.*"done": ?([0-9]+).*"unit": ?"iterations".*/\1/p' /shared/runs/tiny/base/progress.json 2> /dev/null || true)
+    : "${step:=0}"
+    if (( step <= before )); then
+        end "$1 at step $step, no further than before (step $before): not started again"
+    else
+        go_on "$1 at step $step"
+    fi
+}
+
+# Told to end. At its time limit, without having saved in time, the job goes on from the checkpoint
+# before; all else (scancel, a requeue, a preemption, a lost node) is Slurm's to answer.
+# shellcheck disable=SC2317  # the trap calls it
+told_to_end() {
+    trap '' TERM
+    [[ $(squeue --noheader --jobs="$job" --format=%r) != TimeLimit ]] || again "the time limit came before the save was done"
+    exit 143
+}
+trap told_to_end TERM
+
+# A chain that has ended, or a stage that is complete, needs none of the links that still wait.
+if [[ -e /shared/runs/tiny/base/artifact/artifact.json ]]; then
+    note true "link 2 of 3 found the stage complete"
+    cancel_links
+    exit 0
+elif [[ $(noted ended) != false ]]; then
+    reason=$(noted reason)
+    echo "not started: ${reason:-the link before this one never ran}" >&2
+    cancel_links
+    exit 1
+fi
+note false ""
+
+# What it takes must be there, whatever Slurm made of what this job waits for.
+if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
+    end 'what it takes is not there: /shared/runs/tiny/corpus/artifact'
+    exit 2
+fi
+
+# What each task runs first: it learns its place, and notes its start in its log.
+# shellcheck disable=SC2016  # expanded in the task, not here
+task='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
+echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+exec "$@"'
+
+# The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
+code=0
+srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
+    bash -c "$task" rank \
+    /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
+wait "$!" || code=$?  # so that this script hears at once when it is told to end
+
+# Ranks that were stopped have saved and ended with 0: without its artifact the stage is not done.
+if (( code == 0 )) && [[ ! -e /shared/runs/tiny/base/artifact/artifact.json ]]; then
+    code=85
+fi
+
+# What follows.
+case $code in
+0)
+    note true ""
+    cancel_links
+    ;;
+2) end "ended with 2, a mistake that starting again does not mend" ;;
+85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted
+    if [[ $(scontrol show job "$job" 2> /dev/null) =~ PreemptTime=[0-9] ]]; then
+        go_on "preempted" free
+    else
+        again "stopped"
+    fi
+    ;;
+*) again "ended with $code" ;;
+esac
+exit "$code"
