@@ -36,7 +36,6 @@ from toolkit.pipeline.state import (
     SAMPLE,
     StageFile,
     StageState,
-    Status,
     input_digests,
     locked,
     made_again,
@@ -44,7 +43,9 @@ from toolkit.pipeline.state import (
     read_state,
     write_state,
 )
+from toolkit.pipeline.track import start_senders
 from toolkit.stage import FINISH, StageConfig, StageKind
+from toolkit.tracking.job import End
 
 logger = logging.getLogger("toolkit.worker")
 ERRORS = "errors"
@@ -62,7 +63,7 @@ class Outcome:
     """How a worker ended."""
 
     code: ExitCode
-    status: Status
+    status: End
     error: dict[str, Any] | None = None
 
 
@@ -102,11 +103,16 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
         if context.rank == 0:
             stack.enter_context(locked(folder, "stage"))
             state = _begin(folder, file, context)
+            followed = context.phase in (None, FINISH)
+            senders = start_senders(folder, file, state.versions) if followed else None
         started = time.monotonic()
         outcome = _attempt(kind.load, config, context)
         _record_error(folder, context.rank, outcome)
         if context.rank == 0:
             _end(context, state, outcome, time.monotonic() - started)
+            if senders is not None:
+                with stop.deferred():  # a signal hurries the senders, and ends nothing
+                    senders.end(outcome.status, hurry=lambda: stop.requested)
     return outcome.code
 
 
@@ -197,6 +203,7 @@ def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
         versions=versions(),
         seconds=old.seconds,
         inputs=input_digests(folder, file),
+        unfit_nodes=old.unfit_nodes,
     )
     again = made_again(old, state.inputs)
     if again:
@@ -242,8 +249,7 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     """Run the stage's function, and say how it ended."""
     try:
         _check_inputs(context)
-        with context.tracker:
-            load()(config, context)
+        load()(config, context)
     except StageInterrupted as error:
         logger.warning("%s", error)
         code = ExitCode.SAVED_AND_STOPPED if error.saved else ExitCode.INTERRUPTED

@@ -56,7 +56,6 @@ QUICK: dict[str, Any] = {
     "eval_interval": 1000,
     "eval_iters": 2,
     "save_interval": 1000,
-    "tensorboard": False,
     "distributed_timeout_minutes": 1,
 }
 SEQUENCE = '''

@@ -200,9 +200,6 @@ class MonitorSettings(Settings):
         default=10,
         description="At most this many global batches of held-out data; 0 evaluates nothing.",
     )
-    tensorboard: Annotated[bool, Operational()] = Field(
-        default=True, description="Also write metrics for TensorBoard."
-    )
     on_nan: Annotated[Literal["stop", "skip"], Operational()] = Field(
         default="stop", description="When loss or gradient is not finite: stop, or skip the batch."
     )

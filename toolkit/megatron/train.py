@@ -26,7 +26,6 @@ from toolkit.megatron.loop import Loop
 from toolkit.megatron.optimizer import count_parameters
 from toolkit.megatron.setup import Training, build_training
 from toolkit.megatron.state import Progress
-from toolkit.tracking import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def _resume(training: Training, corpus: Corpus, root: Path, context: StageContex
         if training.config.load is not None:
             load_initial(training, context.path(training.config.load), wanted)
     if context.rank == 0:
-        _prepare(root, wanted, progress, training.config, context)
+        _prepare(root, wanted, progress, context)
     distributed.barrier()
     return progress
 
@@ -107,18 +106,13 @@ def _prepare(
     root: Path,
     wanted: TrainedModel,
     progress: Progress,
-    config: PretrainConfig,
     context: StageContext,
 ) -> None:
     """Rank 0: describe the model beside its checkpoints, and rewind the metrics."""
     root.mkdir(parents=True, exist_ok=True)
     checkpoint.discard_newer(root, progress.iteration)
     checkpoint.write_model(root, wanted)
-    begun = progress.iteration > 0
-    context.tracker.rewind(progress.iteration if begun else -1)
-    if config.tensorboard:
-        purge = progress.iteration + 1 if begun else 0
-        context.tracker.add_sink(TensorBoard(context.folder / "tensorboard", purge_step=purge))
+    context.tracker.rewind(progress.iteration if progress.iteration > 0 else -1)
 
 
 def _description(config: PretrainConfig, corpus: Corpus) -> TrainedModel:

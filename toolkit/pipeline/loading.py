@@ -67,7 +67,7 @@ def load_pipeline(
     if problems or header is None:
         problems = _without_echoes(problems)
         raise ConfigError(sorted(problems, key=lambda p: (str(p.file), p.line or 0)))
-    pipeline = Pipeline(name=header.name, seed=header.seed, stages=stages, file=file)
+    pipeline = Pipeline(header.name, header.seed, stages, file, header.tracking)
     return Loaded(pipeline, graph, source)
 
 

@@ -122,6 +122,7 @@ def _check_only(loaded: Loaded, only: Sequence[str]) -> None:
 def _resolve(loaded: Loaded) -> dict[str, StageFile]:
     """Each stage with its paths absolute, its inputs found, and its fingerprint."""
     files: dict[str, StageFile] = {}
+    tracking = loaded.pipeline.tracking.named(loaded.pipeline.name).model_dump(mode="json")
     for name in loaded.graph.order:
         config = loaded.pipeline.stages[name]
         outside = loaded.graph.outside[name]
@@ -151,6 +152,7 @@ def _resolve(loaded: Loaded) -> dict[str, StageFile]:
             seed=seed,
             config=resolved.model_dump(mode="json"),
             inputs=inputs,
+            tracking=tracking,
         )
     return files
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.share import share
 from toolkit.stage import Settings, StageConfig
+from toolkit.tracking.config import Tracking
 
 STAGE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -25,6 +26,9 @@ class Header(Settings):
     seed: Annotated[
         int, Field(ge=0, lt=2**31, description="Seeds every stage's random numbers.")
     ] = 1234
+    tracking: Annotated[
+        Tracking, Field(description="Where metrics go besides each stage's metrics.jsonl.")
+    ] = Tracking()
     stages: Annotated[
         dict[str, dict[str, Any]],
         Field(min_length=1, description="The stages, by name; order follows from references."),
@@ -40,6 +44,7 @@ class Pipeline:
     stages: dict[str, StageConfig]
     file: Path
     """The file it was read from."""
+    tracking: Tracking
 
 
 def model_presets() -> dict[str, Path]:
@@ -61,7 +66,8 @@ def json_schema() -> dict[str, Any]:
         condition = {"properties": {"kind": {"const": kind.name}}, "required": ["kind"]}
         branches.append({"if": condition, "then": {"$ref": f"#/$defs/stage {kind.name}"}})
     _allow_presets(definitions)
-    header = Header.model_json_schema()
+    header = Header.model_json_schema(ref_template="#/$defs/{model}")
+    definitions |= header.pop("$defs", {})
     header["properties"]["extends"] = {
         "type": "string",
         "description": "Another pipeline file, which this one overrides key by key.",

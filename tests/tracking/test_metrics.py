@@ -1,12 +1,11 @@
 """Metrics and progress on disk."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from toolkit.tracking import METRICS, PROGRESS, Progress, TensorBoard, Tracker, read_metrics
+from toolkit.tracking import METRICS, PROGRESS, Progress, Tracker, read_metrics
 
 
 def test_rows_are_read_back_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -35,34 +34,6 @@ def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert [r["step"] for r in read_metrics(tmp_path)] == [1]
     Tracker(tmp_path).log(2, {"loss": 0.5})
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
-
-
-def test_sinks_get_the_numbers(tmp_path: Path) -> None:
-    class Recorder:
-        rows: list[tuple[int, Mapping[str, float]]] = []  # noqa: RUF012
-        closed = False
-
-        def log(self, step: int, values: Mapping[str, float]) -> None:
-            self.rows.append((step, values))
-
-        def close(self) -> None:
-            self.closed = True
-
-    sink = Recorder()
-    with Tracker(tmp_path) as tracker:
-        tracker.add_sink(sink)
-        tracker.log(3, {"loss": 1.5, "note": "text", "bad": float("inf")})
-    assert sink.rows == [(3, {"loss": 1.5})]
-    assert sink.closed
-
-
-def test_tensorboard_writes_events(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    with Tracker(tmp_path) as tracker:
-        tracker.add_sink(TensorBoard(tmp_path / "tb"))
-        tracker.log(1, {"loss": 1.5})
-    (events,) = (tmp_path / "tb").iterdir()
-    assert b"loss" in events.read_bytes()
 
 
 def test_progress_has_a_rate_and_the_time_left(

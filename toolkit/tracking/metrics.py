@@ -1,4 +1,4 @@
-"""Metrics and progress of one stage, on disk: ``metrics.jsonl``, TensorBoard, ``progress.json``."""
+"""Metrics and progress of one stage, on disk: ``metrics.jsonl`` and ``progress.json``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 from toolkit.artifacts import own_temporary, write_text
 
@@ -16,36 +15,8 @@ METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
 
 
-class Sink(Protocol):
-    """Where metrics go besides ``metrics.jsonl``."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take one row of numbers."""
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-
-
-class TensorBoard:
-    """Scalars for TensorBoard, under ``folder``; events after ``purge_step`` are replaced."""
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one scalar per value."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-        self._writer.close()
-
-
 class Tracker:
-    """Appends metrics to ``metrics.jsonl`` and passes them on to sinks.
+    """Appends metrics to ``metrics.jsonl``, from where ``Senders`` pass them on.
 
     Only one rank of a stage should log. Each row is one JSON object, such as
     ``{"step": 10, "time": 1763.2, "loss": 3.21}``; a value that is not finite is written as null.
@@ -54,12 +25,7 @@ class Tracker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / METRICS
-        self._sinks: list[Sink] = []
         self._mended = False
-
-    def add_sink(self, sink: Sink) -> None:
-        """Pass every later row to ``sink`` too."""
-        self._sinks.append(sink)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row, flushed, so that a reader sees it at once."""
@@ -68,9 +34,6 @@ class Tracker:
         self._mend()
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
-        for sink in self._sinks:
-            sink.log(step, numbers)
 
     def _mend(self) -> None:
         """Before the first row: drop a last one that a crash cut off."""
@@ -87,22 +50,6 @@ class Tracker:
         """Drop the rows after ``step``: training goes on from a checkpoint made there."""
         if self._path.exists():
             self._rewrite(r for r in read_metrics(self.folder) if r["step"] <= step)
-
-    def close(self) -> None:
-        """Flush and close the sinks."""
-        for sink in self._sinks:
-            sink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _plain(value: Any) -> Any:
