@@ -70,6 +70,8 @@ def resource_problems(config: StageConfig, cluster: Cluster) -> Iterator[tuple[s
     limit = asked.time_limit
     if limit and limits.time_limit and minutes(limit) > minutes(limits.time_limit):
         yield "time_limit", f"{limit}, where a job may have {limits.time_limit}"
+    if (asked.chain or 1) > 1 and cluster.submit_with == "submitit":
+        yield "chain", "submitit requeues, and has no chains: submit_with: sbatch has"
     if limit and minutes(limit) * 60 <= cluster.signal_seconds:
         yield "time_limit", f"{limit} is no longer than signal_seconds, {cluster.signal_seconds} s"
 

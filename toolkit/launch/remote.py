@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.launch import slurm
+from toolkit.launch import slurm, with_submitit
 from toolkit.launch.check import load_for, mount_warnings, refusals
 from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
+from toolkit.launch.difference import changes
 from toolkit.launch.going_on import GOING_ON
 from toolkit.launch.render import RenderedJob, Target, render_job, whole_name
-from toolkit.launch.spec import run_specs
+from toolkit.launch.spec import LaunchSpec, run_specs
 from toolkit.launch.submissions import Submission, active_jobs, begin, read_submissions, send
 from toolkit.pipeline.loading import Loaded
 from toolkit.pipeline.run import Run, fresh_tasks, make_folder, plan_run, write_run
@@ -86,7 +87,7 @@ def prepare(
     last = {str(job["stage"]): whole_name(name) for name, job in (under_way or {}).items()}
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), last, cluster.chain)
     ids = {name: str(job["id"]) for name, job in (under_way or {}).items()}
-    return Prepared(loaded, cluster, run, code, [render_job(s, target) for s in specs], ids)
+    return Prepared(loaded, cluster, run, code, [render(s, target) for s in specs], ids)
 
 
 def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
@@ -99,13 +100,19 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     target = Target(cluster, request.cluster, folder.name)
     run = Run(folder, tuple(fresh_tasks(loaded, folder)))
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), chain=cluster.chain)
-    refused = refusals([render_job(spec, target) for spec in specs])
+    refused = refusals([render(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
     notes = mount_warnings(cluster)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes
+
+
+def render(spec: LaunchSpec, target: Target) -> RenderedJob:
+    """One job, as the profile has it sent."""
+    by_submitit = target.cluster.submit_with == "submitit"
+    return with_submitit.render_job(spec, target) if by_submitit else render_job(spec, target)
 
 
 def python_of(cluster: Cluster) -> str:
@@ -145,6 +152,7 @@ def submit(request: Request, *, fresh: bool = False, again: bool = False) -> Sub
         _lay_out(prepared)
         submission = begin(request.cluster, request.file, request.overrides, request.only)
         submission.code = prepared.code.record() if prepared.code else None
+        submission.changes = changes(folder, prepared.jobs, prepared.code)
         return send(folder, submission, prepared.jobs, prepared.waited_for)
 
 
