@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from toolkit.cli import app
-from toolkit.launch.code import find_code
 from toolkit.launch.submissions import read_submissions
 
 PIPELINE = """\
@@ -195,27 +194,3 @@ def test_logs_say_what_there_is(folder: Path) -> None:
     assert toolkit("logs", "runs/two", "corpus", "-n", "1") == (0, "two\n")
     code, output = toolkit("logs", "runs/two", "corpus", "--rank", "7")
     assert code == 2 and "there are 0 to 0" in output
-
-
-def test_uncommitted_code_is_packed_and_named(tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    (checkout / "toolkit").mkdir(parents=True)
-    assert find_code(checkout) is None
-    module = checkout / "toolkit" / "a.py"
-    module.write_text("one = 1\n")
-    git = "git -c user.name=t -c user.email=t@t -c init.defaultBranch=main -C " + str(checkout)
-    assert os.system(f"{git} init -q && {git} add . && {git} commit -q -m one") == 0
-    clean = find_code(checkout)
-    assert clean is not None and not clean.diff and not clean.untracked
-    module.write_text("one = 2\n")
-    (checkout / "toolkit" / "b.py").write_text("two = 2\n")
-    (checkout / ".gitignore").write_text("*.tmp\n")
-    (checkout / "toolkit" / "c.tmp").write_text("left out")
-    changed = find_code(checkout)
-    assert changed is not None and changed.digest != clean.digest
-    assert changed.untracked == ("toolkit/b.py",)
-    packed = changed.pack(tmp_path / "run")
-    assert (packed / "toolkit/a.py").read_text() == "one = 2\n"
-    assert (packed / "toolkit/b.py").is_file() and not (packed / "toolkit/c.tmp").exists()
-    assert "+one = 2" in (packed / "uncommitted.diff").read_text()
-    assert changed.pack(tmp_path / "run") == packed

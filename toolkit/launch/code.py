@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from toolkit.errors import ToolkitError
 
 PACKED = ("toolkit", "configs", "slurm", "k8s")
 RECORD = "code.json"
+SUBMODULE = "160000"
+"""The mode of a submodule in git's index."""
 DIFF = "uncommitted.diff"
+MOST = 100 * 2**20
+"""Bytes of code that are taken for code: more than that is data that git doesn't ignore."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Code:
     diff: str
     """Of tracked files against the commit; empty where nothing is changed."""
     untracked: tuple[str, ...]
+    """Those of ``files`` that git doesn't know yet."""
 
     def folder(self, run: Path) -> Path:
         """Where it lies in a run's folder."""
@@ -54,6 +60,8 @@ class Code:
         target = self.folder(run)
         if target.is_dir():
             return target
+        for left in target.parent.glob(".*"):  # by one that was killed; the run is locked
+            shutil.rmtree(left)
         building = target.with_name(f".{target.name}.{os.getpid()}")
         for name in self.files:
             (building / name).parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +76,13 @@ def find_code(root: Path) -> Code | None:
     """The checkout at ``root``, or None where the toolkit was installed from a wheel.
 
     Raises:
-        ToolkitError: it is a checkout, and git can't say what is in it.
+        ToolkitError: it is a checkout, and git can't say what is in it, or it holds data.
     """
     if not (root / ".git").exists():
         return None
-    known = _git(root, "ls-files", "-z", "--", *PACKED)
-    untracked = _git(root, "ls-files", "-z", "-o", "--exclude-standard", "--", *PACKED)
-    names = sorted({n for n in (known + untracked).split("\0") if n and (root / n).is_file()})
+    known, untracked = _listed(root)
+    names = sorted(name for name in {*known, *untracked} if (root / name).is_file())
+    _check_size(root, names)
     digest = hashlib.sha256()
     for name in names:
         data = (root / name).read_bytes()
@@ -84,8 +92,43 @@ def find_code(root: Path) -> Code | None:
         files=tuple(names),
         digest=digest.hexdigest()[:16],
         commit=_git(root, "rev-parse", "HEAD").strip(),
-        diff=_git(root, "diff", "HEAD", "--", *PACKED),
-        untracked=tuple(sorted(n for n in untracked.split("\0") if n)),
+        diff=_git(root, "diff", "--submodule=diff", "HEAD", "--", *PACKED),
+        untracked=tuple(sorted(untracked)),
+    )
+
+
+def _listed(root: Path, only: Sequence[str] = PACKED) -> tuple[list[str], list[str]]:
+    """What git tracks, and what it neither tracks nor ignores; submodules' files, too."""
+    known: list[str] = []
+    others = _git(root, "ls-files", "-z", "-o", "--exclude-standard", "--", *only)
+    untracked = [name for name in others.split("\0") if name]
+    for entry in filter(None, _git(root, "ls-files", "-z", "--stage", "--", *only).split("\0")):
+        name = entry.partition("\t")[2]
+        if not entry.startswith(SUBMODULE):
+            known.append(name)
+        elif (root / name / ".git").exists():  # else it was never checked out
+            inside, more = _listed(root / name, ())
+            known += [f"{name}/{inner}" for inner in inside]
+            untracked += [f"{name}/{inner}" for inner in more]
+    return known, untracked
+
+
+def _check_size(root: Path, names: Sequence[str]) -> None:
+    """Refuse to copy data into every run.
+
+    Raises:
+        ToolkitError: it names the largest files.
+    """
+    sizes = {name: (root / name).stat().st_size for name in names}
+    total = sum(sizes.values())
+    if total <= MOST:
+        return
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+    shown = ", ".join(f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest)
+    raise ToolkitError(
+        f"{total / 2**20:,.0f} MiB of code, which is copied into the run; the largest: {shown}",
+        where=str(root),
+        hint="move data out of the checkout, or name it in .gitignore",
     )
 
 
