@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 from toolkit.artifacts import Artifact, ArtifactType, Parent, publish, read_artifact
 from toolkit.errors import ToolkitError
 from toolkit.tracking import Progress, Tracker
+from toolkit.watchdog import Watchdog
 
 RECORDED = (
     "megatron-toolkit",
@@ -128,8 +128,8 @@ class StageContext:
     phase: str | None = None
     """The one phase of a sharded stage to work on, or ``finish``; None: all of them, here."""
     stop: StopRequest = field(default_factory=StopRequest)
-    watchdog: float | None = None
-    """Seconds between two steps at most; see ``alive``."""
+    watchdog: Watchdog | None = None
+    """Ends this rank when it takes no step; see ``alive``."""
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.folder)
@@ -158,11 +158,10 @@ class StageContext:
         """Say that this rank took a step; in a stage whose ranks wait for each other.
 
         With a watchdog (``TOOLKIT_WATCHDOG``) the next step must follow within so many seconds:
-        else the stacks of all threads are written to the rank's log, and it ends with 1. The
-        watchdog is a thread in C: it bites where Python itself hangs in a collective.
+        else the rank leaves its reason and the stacks of all threads, and ends with 1.
         """
         if self.watchdog is not None:
-            faulthandler.dump_traceback_later(self.watchdog, exit=True)
+            self.watchdog.step()
 
     def path(self, reference: str) -> Path:
         """Where an input is: an artifact's folder, or a plain path."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import faulthandler
 import logging
 import os
 import re
@@ -46,6 +45,7 @@ from toolkit.pipeline.state import (
 from toolkit.pipeline.track import start_senders
 from toolkit.stage import FINISH, StageConfig, StageKind
 from toolkit.tracking.job import End
+from toolkit.watchdog import Watchdog
 
 logger = logging.getLogger("toolkit.worker")
 ERRORS = "errors"
@@ -170,8 +170,22 @@ def make_context(folder: Path, file: StageFile, stop: StopRequest) -> StageConte
         device=detect_device(),
         stop=stop,
         phase=os.environ.get(PHASE),
-        watchdog=float(seconds) if (seconds := os.environ.get(WATCHDOG)) else None,
+        watchdog=_watchdog(folder, rank),
     )
+
+
+def _watchdog(folder: Path, rank: int) -> Watchdog | None:
+    """The watchdog that the environment asks for; it leaves this rank's reason in ``errors/``."""
+    seconds = os.environ.get(WATCHDOG)
+    if not seconds:
+        return None
+
+    def report(message: str) -> None:
+        hint = f"the stacks of all its threads are in the log of rank {rank}"
+        record = {"message": message, "where": None, "hint": hint}
+        _record_error(folder, rank, Outcome(ExitCode.STAGE_FAILED, "failed", record))
+
+    return Watchdog(float(seconds), report)
 
 
 def _number(name: str, default: int) -> int:
@@ -266,7 +280,8 @@ def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
         number = disk_errno(error)
         return _crash(error) if number is None else _no_space(number, error, context.folder)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        if context.watchdog is not None:
+            context.watchdog.stop()
     return Outcome(ExitCode.OK, "complete")
 
 
