@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.launch.cluster import Cluster
@@ -17,12 +17,20 @@ export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
 ONE_RANK = """\
 start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@\""""
 TORCHRUN = """\
 echo "--- $(date -u +%FT%TZ) node $SLURM_PROCID on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 workers=$1 told=0; shift
-trap "told=1; pkill -USR1 -f \\"\\$workers\\"" USR1  # torchrun itself would die of it
-"$@" & torchrun=$!
+tell() {  # the workers, and not torchrun, which would end them
+    told=1
+    for process in /proc/[0-9]*; do
+        { mapfile -d "" -t words < "$process/cmdline"; } 2> /dev/null || continue
+        [[ ! ${words[*]} =~ $workers ]] || kill -USR1 "${process#/proc/}" || true
+    done
+}
+trap tell USR1
+(trap "" USR1; exec "$@") & torchrun=$!
 code=0; wait "$torchrun" || code=$?
 while (( told )); do told=0; code=0; wait "$torchrun" || code=$?; done
 exit "$code\""""
@@ -35,7 +43,9 @@ BY_JOB = (
     "MASTER_PORT",
     "OMP_NUM_THREADS",
     "RAYON_NUM_THREADS",
+    "SLURM_JOB_ID",
     "SLURM_RESTART_COUNT",
+    "SLURMD_NODENAME",
 )
 """What a job's script, or its ranks, export beside the environment of the profile."""
 
@@ -46,6 +56,8 @@ def step_command(
     environment: Mapping[str, str],
     code: Path | None,
     log: str | None = None,
+    options: Sequence[str] | None = None,
+    task: str = "task",
 ) -> str:
     """The command in bash, over several lines; its exit code is that of its worst rank.
 
@@ -56,11 +68,14 @@ def step_command(
         environment: what the script exports, for containers that must be told the names.
         code: the folder of the code that the jobs run, which containers must see.
         log: what the logs' names begin with, in place of ``rank``, or ``node`` under torchrun.
+        options: srun's, in place of ``srun_options``.
+        task: the script's variable that holds what ``task_script`` gives.
     """
+    log = log or ("node" if _by_torchrun(spec, cluster) else "rank")
     lines = [
-        _srun(spec, cluster, log or ("node" if _by_torchrun(spec, cluster) else "rank")),
+        _srun(spec, log, srun_options(cluster) if options is None else options),
         *pyxis_options(spec, cluster, environment, code),
-        _start(spec, cluster),
+        _start(spec, cluster, task),
         *_wrapped(spec, cluster, environment, code),
         _worker(spec, cluster),
     ]
@@ -94,11 +109,11 @@ def _by_torchrun(spec: LaunchSpec, cluster: Cluster) -> bool:
     return spec.rendezvous and cluster.launch == "torchrun"
 
 
-def _srun(spec: LaunchSpec, cluster: Cluster, name: str) -> str:
+def _srun(spec: LaunchSpec, name: str, options: Sequence[str]) -> str:
     logs = str(spec.folder / "logs").replace("%", "%%")
     number = '"$SLURM_ARRAY_TASK_ID"' if spec.array else "%t"
     log = shlex.quote(f"{logs}/{name}-") + f"{number}.log"
-    return f"srun {' '.join(srun_options(cluster))} --output={log} --open-mode=append"
+    return f"srun {' '.join(options)} --output={log} --open-mode=append"
 
 
 def srun_options(cluster: Cluster) -> list[str]:
@@ -132,12 +147,12 @@ def task_script(spec: LaunchSpec, cluster: Cluster) -> str:
     return ONE_RANK if spec.array else PER_RANK + ONE_RANK
 
 
-def _start(spec: LaunchSpec, cluster: Cluster) -> str:
+def _start(spec: LaunchSpec, cluster: Cluster, task: str) -> str:
     if not _by_torchrun(spec, cluster):
-        return 'bash -c "$task" rank'
+        return f'bash -c "${task}" rank'
     words = " ".join(spec.argv[1:])
     workers = "^[^ ]+ (-u )?" + re.sub(r"([][\\.^$*+?(){}|])", r"\\\1", words) + "$"
-    return f'bash -c "$task" node {shlex.quote(workers)}'
+    return f'bash -c "${task}" node {shlex.quote(workers)}'
 
 
 def _wrapped(

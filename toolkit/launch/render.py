@@ -17,6 +17,7 @@ from toolkit.errors import ExitCode
 from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.command import step_command, task_script
+from toolkit.launch.preflight import preflight_step
 from toolkit.launch.spec import LaunchSpec
 from toolkit.quantities import megabytes, minutes, time_text
 from toolkit.share import share
@@ -135,6 +136,8 @@ def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
             environment=environment,
             task=task_script(spec, cluster),
             command=step_command(spec, cluster, environment, target.code),
+            preflight=preflight_step(spec, cluster, environment, target.code),
+            unfit=int(ExitCode.NODE_UNFIT),
             mistake=int(ExitCode.USER_ERROR),
             saved=int(ExitCode.SAVED_AND_STOPPED),
             interrupted=int(ExitCode.INTERRUPTED),
@@ -142,9 +145,11 @@ def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
     )
 
 
-def render_submit(jobs: Sequence[RenderedJob], run: str) -> str:
-    """A script of the commands that submit all jobs."""
-    ids = {job.name: f"${{job[{job.name}]}}" for job in jobs}
+def render_submit(
+    jobs: Sequence[RenderedJob], run: str, known: Mapping[str, str] | None = None
+) -> str:
+    """A script of the commands that submit all jobs; ``known`` are ids of jobs sent before."""
+    ids = dict(known or {}) | {job.name: f"${{job[{job.name}]}}" for job in jobs}
     sent = [(job.name, job.command(ids, job.file)[2:]) for job in jobs]
     return _templates().get_template("submit.sh.j2").render(jobs=sent, run=run)
 

@@ -63,16 +63,19 @@ note() {
 }
 
 # The links of the chain that come after this one: jobs of scripts beside this one's that still wait.
-cancel_links() {
-    local mine ids
+links_behind() {
+    local mine id script
     mine=$(squeue --noheader --jobs="$job" --format=%o) || return 0
-    mapfile -t ids < <(squeue --me --noheader --states=PENDING --format='%i|%o' |
-        while IFS='|' read -r id script; do
-            case $script in
-            "${mine%/*}/"base.3.sh) echo "$id" ;;
-            *) ;;
-            esac
-        done)
+    squeue --me --noheader --states=PENDING --format='%i|%o' | while IFS='|' read -r id script; do
+        case $script in
+        "${mine%/*}/"base.3.sh) echo "$id" ;;
+        *) ;;
+        esac
+    done
+}
+cancel_links() {
+    local ids
+    mapfile -t ids < <(links_behind)
     (( ${#ids[@]} == 0 )) || scancel "${ids[@]}" || echo "can't cancel the links behind this one: ${ids[*]}" >&2
 }
 
@@ -134,7 +137,78 @@ task='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCAL
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
 start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
+
+# Preflight: the ranks look at their nodes and measure the way between them, in a step of their own.
+# $checks has what they found, and in its file "unfit" a line for each node that is not fit, and why.
+checks=/shared/runs/tiny/base/preflight/"$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+mkdir -p "$checks"
+printf '%s\n' "${hosts[@]}" > "$checks/nodes"
+# shellcheck disable=SC2016  # expanded in the task, not here
+look='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
+echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
+exec "$@"'
+code=0
+timeout --kill-after=30 660 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
+    bash -c "$look" rank \
+    /venv/bin/python -m toolkit.preflight /shared/runs/tiny/base '{"gpus": 8}' &
+wait "$!" || code=$?
+
+# Whether Slurm would still have nodes for this job without those of a list; yes where it can't say.
+enough_without() {
+    local script
+    script=$(scontrol write batch_script "$SLURM_JOB_ID" - 2> /dev/null) || return 0
+    sbatch --test-only <<< "$script" &> /dev/null || return 0
+    sbatch --test-only --exclude="$1" <<< "$script" &> /dev/null
+}
+
+# exclude ID...: these jobs, which wait, get no node of $without
+exclude() {
+    local id
+    for id in "$@"; do
+        scontrol update JobId="$id" ExcNodeList="$without" || echo "job $id may start on $named again" >&2
+    done
+}
+
+# Ranks that came to no verdict: the nodes of which no rank has looked are named by their silence.
+if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json ]]; then
+    silent=()
+    for host in "${hosts[@]}"; do
+        grep -qs "\"node\": \"$host\".*\"looked\": true" "$checks"/rank-*.json || silent+=("$host")
+    done
+    if (( ${#silent[@]} == ${#hosts[@]} )); then
+        end "the preflight did not start on any node (exit code $code): see /shared/runs/tiny/base/logs/preflight-0.log"
+        exit 1
+    fi
+    for host in "${silent[@]}"; do
+        printf '%s\t%s\n' "$host" "start: no rank of it came to look: its container, or its Python, did not start, or hangs"
+    done > "$checks/unfit"
+    (( ${#silent[@]} )) || printf '%s\t%s\n' "${hosts[0]}" "rank 0: it came to no verdict (exit code $code)" > "$checks/unfit"
+fi
+
+# A node that is not fit is excluded, and the job goes on elsewhere, if there is an elsewhere.
+case $code in
+0) ;;
+85 | 130) go_on "stopped before the work began"; exit "$code" ;;
+2) end "the preflight found what is no node's own fault: see /shared/runs/tiny/base/logs/preflight-0.log"; exit "$code" ;;
+*)
+    sed 's/^/unfit: /' "$checks/unfit" >&2
+    named=$(cut -f1 "$checks/unfit" | sort -u | paste -sd,)
+    without=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p' | head -n 1)$named
+    if ! enough_without "$without"; then
+        end "unfit: $named; without $without there are too few nodes for this job"
+        exit 86
+    fi
+    mapfile -t links < <(links_behind)
+    exclude "${links[@]}"
+    go_on "unfit: $named"
+    exit 86
+    ;;
+esac
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0

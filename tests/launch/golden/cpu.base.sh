@@ -108,6 +108,7 @@ task='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCAL
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
 start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.

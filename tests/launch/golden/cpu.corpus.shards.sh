@@ -96,6 +96,7 @@ fi
 # shellcheck disable=SC2016  # expanded in the task, not here
 task='start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.

@@ -101,6 +101,7 @@ fi
 # shellcheck disable=SC2016  # expanded in the task, not here
 task='start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
@@ -108,7 +109,7 @@ code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/corpus/logs/rank-"$SLURM_ARRAY_TASK_ID".log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
-    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_RESTART_COUNT,HF_TOKEN \
+    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus &
