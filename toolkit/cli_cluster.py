@@ -82,9 +82,12 @@ def submit(
     ] = False,
 ) -> None:
     """Send a pipeline to Slurm: check it first, then all of its jobs or none."""
+    from toolkit.errors import ToolkitError
     from toolkit.launch import remote
 
     request = remote.Request(file, cluster, overrides or (), only or (), run_dir)
+    if dry_run and fresh:
+        raise ToolkitError("--fresh moves folders, and --dry-run changes nothing: give one of them")
     if dry_run:
         _show_dry_run(remote.prepare(request))
         return
@@ -103,6 +106,8 @@ def _show_dry_run(prepared: Any) -> None:
         raise ConfigError(refused)
     show_jobs(terminal, [(job.name, job.ranks, job.dependencies, "") for job in prepared.jobs])
     show_code(terminal, prepared.code.record() if prepared.code else None)
+    for note in prepared.notes:
+        typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)
     _show_changes(changes(prepared.run.folder, prepared.jobs, prepared.code))
     typer.echo("\nnothing was sent")
 

@@ -13,6 +13,7 @@ from toolkit.launch.cluster import Cluster
 from toolkit.launch.render import RenderedJob
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
+from toolkit.pipeline.run import Run
 from toolkit.pipeline.source import Source
 from toolkit.plan.stages import stage_problems
 from toolkit.quantities import megabytes, minutes
@@ -113,16 +114,65 @@ def mount_warnings(cluster: Cluster) -> list[str]:
     ]
 
 
+def hidden_warnings(cluster: Cluster, run: Run) -> list[str]:
+    """The files of this machine that stages take, and that no mount shows in their container.
+
+    They may lie in the image, or be mounted by the site for everybody: so these are no mistakes.
+    """
+    if cluster.container.runtime == "none":
+        return []
+    seen = [run.folder, *_seen(cluster)]
+    asked = {
+        f"stages.{task.name}: {reference}": Path(i["folder"])
+        for task in run.tasks
+        for reference, i in task.file.inputs.items()
+        if Path(i["folder"]).is_absolute()
+    }
+    asked |= {
+        f"environment.{name}: {value}": Path(str(value))
+        for name, value in cluster.environment.items()
+        if str(value).startswith("/") and Path(str(value)).exists()
+    }
+    return [
+        f"{what}: {path} is not mounted into the container under its own name"
+        for what, path in asked.items()
+        if not any(path.is_relative_to(folder) for folder in seen)
+    ]
+
+
+def _seen(cluster: Cluster) -> list[Path]:
+    """The folders that a container has under the name that they have outside."""
+    pairs = [mount.split(":")[:2] for mount in cluster.container.mounts]
+    seen = [Path(host) for host, inside in pairs if host == inside]
+    if cluster.container.runtime == "apptainer":  # it mounts these by itself
+        seen += [Path.home(), Path("/tmp")]
+    return seen
+
+
 def refusals(jobs: Sequence[RenderedJob]) -> list[Problem]:
-    """What ``sbatch --test-only`` says against each script; nothing where there is no sbatch."""
+    """What ``sbatch --test-only`` says against the scripts; nothing where there is no sbatch.
+
+    It goes by their options alone, so that one script speaks for all that ask for the same.
+    """
     if not slurm.here():
         return []
+    alike: dict[str, list[RenderedJob]] = {}
+    for job in jobs:
+        alike.setdefault(_asked(job.text), []).append(job)
     found = []
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
-        for job in jobs:
-            script = Path(folder, job.file)
-            script.write_text(job.text, encoding="utf-8")
+        for same in alike.values():
+            script = Path(folder, same[0].file)
+            script.write_text(same[0].text, encoding="utf-8")
             message = slurm.test_only(str(script))
             if message is not None:
-                found.append(Problem(f"stages.{job.stage}", message))
+                stages = dict.fromkeys(job.stage for job in same)
+                found += [Problem(f"stages.{stage}", message) for stage in stages]
     return found
+
+
+def _asked(script: str) -> str:
+    """What a script asks of Slurm, but for its names."""
+    options = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
+    own = ("#SBATCH --job-name=", "#SBATCH --output=", "#SBATCH --error=")
+    return "\n".join(line for line in options if not line.startswith(own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.launch import slurm, with_submitit
-from toolkit.launch.check import load_for, mount_warnings, refusals
+from toolkit.launch.check import hidden_warnings, load_for, mount_warnings, refusals
 from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
 from toolkit.launch.difference import changes
@@ -25,6 +26,8 @@ from toolkit.pipeline.run import Run, fresh_tasks, make_folder, plan_run, write_
 from toolkit.pipeline.state import locked
 from toolkit.share import share
 from toolkit.tracking import PROGRESS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Prepared:
     jobs: list[RenderedJob]
     waited_for: Mapping[str, str] = field(default_factory=dict)
     """The ids of jobs under way that some of ``jobs`` wait for, by name."""
+    notes: Sequence[str] = ()
+    """What may be wrong, and can't be known here."""
 
 
 def load(request: Request) -> tuple[Loaded, Cluster, Path]:
@@ -87,7 +92,8 @@ def prepare(
     last = {str(job["stage"]): whole_name(name) for name, job in (under_way or {}).items()}
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), last, cluster.chain)
     ids = {name: str(job["id"]) for name, job in (under_way or {}).items()}
-    return Prepared(loaded, cluster, run, code, [render(s, target) for s in specs], ids)
+    notes = _notes(cluster, run)
+    return Prepared(loaded, cluster, run, code, [render(s, target) for s in specs], ids, notes)
 
 
 def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
@@ -103,10 +109,14 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     refused = refusals([render(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
-    notes = mount_warnings(cluster)
+    notes = _notes(cluster, run)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes
+
+
+def _notes(cluster: Cluster, run: Run) -> list[str]:
+    return [*mount_warnings(cluster), *hidden_warnings(cluster, run)]
 
 
 def render(spec: LaunchSpec, target: Target) -> RenderedJob:
@@ -149,6 +159,8 @@ def submit(request: Request, *, fresh: bool = False, again: bool = False) -> Sub
         refused = refusals(prepared.jobs)
         if refused:
             raise ConfigError(refused)
+        for note in prepared.notes:
+            logger.warning("%s", note)
         _lay_out(prepared)
         submission = begin(request.cluster, request.file, request.overrides, request.only)
         submission.code = prepared.code.record() if prepared.code else None

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from toolkit import __version__
 from toolkit.launch.difference import named
 from toolkit.launch.watching import RunStatus, StageStatus, look_at
 from toolkit.view import MARKS, short, status_table
@@ -33,6 +34,7 @@ def show_jobs(console: Console, rows: Sequence[JobRow]) -> None:
 def show_code(console: Console, code: Mapping[str, Any] | None) -> None:
     """Print which code the jobs run, and what of it is not committed."""
     if code is None:
+        console.print(f"code: toolkit {__version__}, as the nodes or their image have it installed")
         return
     changed = ["uncommitted changes"] if code["changed"] else []
     if code["untracked"]:

@@ -148,15 +148,15 @@ def look(ids: Sequence[str]) -> tuple[dict[str, list[Job]], str | None]:
     return found, trouble
 
 
-def by_script() -> dict[str, str]:
-    """The ids of this user's jobs that squeue knows, by the path of the script they were sent as.
+def queued_scripts() -> list[tuple[str, str, str]]:
+    """This user's jobs that squeue knows: id, name, and the path of the script each was sent as.
 
     Raises:
         ToolkitError: squeue gives no answer.
     """
-    text = call(["squeue", "--me", "--noheader", "--states=all", "--format=%F|%o"])
-    rows = [line.partition("|") for line in text.splitlines()]
-    return {script.strip(): number for number, _, script in rows}
+    text = call(["squeue", "--me", "--noheader", "--states=all", "--format=%F|%o|%j"])
+    rows = [line.split("|", 2) for line in text.splitlines()]
+    return [(number, name, script.strip()) for number, script, name in rows]
 
 
 def seconds(text: str) -> int | None:

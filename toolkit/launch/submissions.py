@@ -76,23 +76,34 @@ def sent_jobs(run: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for submission in read_submissions(run):
         if submission.cut_off:
-            _adopt(run / FOLDER / submission.folder, submission)
+            _adopt(run, submission)
         if not submission.withdrawn:
             found |= {job["name"]: job for job in submission.jobs if job["id"] is not None}
     return found
 
 
-def _adopt(folder: Path, submission: Submission) -> None:
-    """Fill in the ids of jobs that Slurm took just before whoever sent them was killed."""
+def _adopt(run: Path, submission: Submission) -> None:
+    """Fill in the ids of jobs that Slurm took just before whoever sent them was killed.
+
+    They have the names of jobs without an id, were sent from the run's folder, and have ids that
+    no submission has.
+    """
     if not slurm.here():
         return
     try:
-        queued = slurm.by_script()
+        queued = slurm.queued_scripts()
     except ToolkitError as error:
         logger.warning("%s: jobs whose ids were not noted are not seen", error.message)
         return
+    noted = {job["id"] for s in read_submissions(run) for job in s.jobs}
+    folder = run.resolve()
+    ours = {
+        name: number
+        for number, name, script in queued
+        if number not in noted and Path(script).is_relative_to(folder / FOLDER)
+    }
     for job in submission.jobs:
-        job["id"] = job["id"] or queued.get(str(folder.resolve() / job["file"]))
+        job["id"] = job["id"] or ours.get(f"{folder.name}.{job['name']}")
 
 
 def known_jobs(
@@ -133,13 +144,15 @@ def last_scripts(run: Path) -> dict[str, str]:
     return found
 
 
-def write_scripts(folder: Path, jobs: Sequence[RenderedJob], run: str) -> None:
+def write_scripts(
+    folder: Path, jobs: Sequence[RenderedJob], run: str, known: Mapping[str, str] | None = None
+) -> None:
     """Write every job's script into a folder, and ``submit.sh`` where sbatch alone sends them."""
     folder.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         write_text(folder / job.file, job.text)
     if all(job.sender == "sbatch" for job in jobs):  # what submitit sends needs its pickles, too
-        write_text(folder / SUBMIT, render_submit(jobs, run))
+        write_text(folder / SUBMIT, render_submit(jobs, run, known))
         (folder / SUBMIT).chmod(0o755)
 
 
@@ -169,7 +182,7 @@ def send(
         ToolkitError: Slurm refused a job; nothing is queued.
     """
     folder = new_folder(run)
-    write_scripts(folder, jobs, run.name)
+    write_scripts(folder, jobs, run.name, known)
     submission.folder = folder.name
     submission.jobs = [
         {
@@ -219,7 +232,9 @@ def _send_all(
 
 def _withdraw(folder: Path, submission: Submission) -> str:
     """Cancel what was sent; returns what became of it."""
-    _adopt(folder, submission)  # sbatch may have been heard, and not have answered in time
+    _adopt(
+        folder.parent.parent, submission
+    )  # sbatch may have been heard, and not have answered in time
     sent = [job["id"] for job in submission.jobs if job["id"] is not None]
     try:
         slurm.cancel(sent)
