@@ -64,7 +64,7 @@ class WandbRun:
             remember(job.folder, job.sink, offline=os.path.relpath(run.dir, job.folder))
             return -1
         remember(job.folder, job.sink, url=run.url)
-        return int(run.step) - 1
+        return int(run.starting_step) - 1  # not run.step, which is 0 until something is logged
 
     def rewound(self, last: int, sent: int) -> int:
         """What it has, it keeps: the steps up to ``sent``."""
@@ -73,7 +73,7 @@ class WandbRun:
     def log(self, steps: list[Step]) -> None:
         """Hand the steps to wandb-core, which sends them; it does not wait for the server."""
         for step in steps:
-            self._run.log(step.values, step=step.step)
+            self._run.log({**step.values, "_timestamp": step.time}, step=step.step)
 
     def finish(self, end: Ending, results: Mapping[str, float | str]) -> None:
         """Send what is left, and end the run; preempted where the stage was stopped."""
