@@ -11,11 +11,11 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import now, write_json, write_text
+from toolkit.artifacts import now, own_temporary, write_json, write_text
 from toolkit.errors import ToolkitError
 from toolkit.launch import slurm
 from toolkit.launch.local import Interrupt
@@ -195,7 +195,7 @@ def send(
         }
         for job in jobs
     ]
-    write_json(folder / RECORD, asdict(submission))
+    write_json(folder / RECORD, vars(submission))
     main = threading.current_thread() is threading.main_thread()  # only there are signals heard
     with Interrupt() if main else nullcontext() as stop:
         try:
@@ -225,9 +225,16 @@ def _send_all(
             error.message = f"job {job.name!r} ({number} of {len(jobs)}): {error.message}"
             raise
         ids[job.name] = record["id"]
-        write_json(folder / RECORD, asdict(submission))
+        _note(folder, submission)
         if stop and stop.count:
             raise KeyboardInterrupt
+
+
+def _note(folder: Path, submission: Submission) -> None:
+    """Write the record by one rename, but don't wait for the disk: Slurm has the jobs, too."""
+    temporary = own_temporary(folder / RECORD)
+    temporary.write_text(json.dumps(vars(submission)), encoding="utf-8")
+    temporary.replace(folder / RECORD)
 
 
 def _withdraw(folder: Path, submission: Submission) -> str:
@@ -239,11 +246,11 @@ def _withdraw(folder: Path, submission: Submission) -> str:
     try:
         slurm.cancel(sent)
     except ToolkitError as error:
-        write_json(folder / RECORD, asdict(submission))
+        write_json(folder / RECORD, vars(submission))
         again = f"toolkit cancel {folder.parent.parent}, when Slurm answers again"
         return f"{len(sent)} jobs may be queued still ({error.message}): {again}"
     submission.withdrawn = True
-    write_json(folder / RECORD, asdict(submission))
+    write_json(folder / RECORD, vars(submission))
     return f"nothing is queued: the {len(sent)} jobs before it are cancelled"
 
 
