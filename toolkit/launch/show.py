@@ -147,19 +147,27 @@ def _where(row: StageStatus, narrow: bool) -> str:
     if row.slurm and not plain:
         parts.append(row.slurm + (f" ({row.reason})" if row.reason else ""))
     parts.append("unknown to Slurm" if row.lost else "")
+    going = row.going_on
+    parts.append(f"link {going.link} of {going.links}" if going and going.links > 1 else "")
     parts.append(f"on {row.nodes}" if row.nodes else "")
     parts.append(f"begins {row.begins.replace('T', ' ')}" if row.begins else "")
     return ", ".join(filter(None, parts))
 
 
 def _why(row: StageStatus) -> list[str]:
-    """Why a stage failed or waits, and what to do about it."""
+    """Why a stage failed or waits, how it went on, and what to do about it."""
+    if row.state.status == "complete":
+        return []
     error = row.state.error or {}
-    if row.state.status != "failed":
-        return [row.advice] if row.advice else []
-    where = f"{error['where']}: " if error.get("where") else ""
-    message = where + str(error.get("message", "")).splitlines()[0]
-    return [line for line in (message, error.get("hint"), row.advice) if line]
+    lines = []
+    if row.state.status == "failed":
+        where = f"{error['where']}: " if error.get("where") else ""
+        lines.append(where + str(error.get("message", "")).splitlines()[0])
+        lines += [error["hint"]] if error.get("hint") else []
+    if row.going_on and row.going_on.reason:
+        lines.append(row.going_on.reason)
+    lines += [f"unfit: {bad['node']} ({bad['reason']})" for bad in row.state.unfit_nodes]
+    return [*lines, row.advice] if row.advice else lines
 
 
 def _next(run: Path, rows: Sequence[StageStatus]) -> Iterator[str]:

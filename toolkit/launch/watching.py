@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.launch import slurm
-from toolkit.launch.local import tail
-from toolkit.launch.reasons import KILLED, meaning
+from toolkit.launch.going_on import GoingOn
+from toolkit.launch.outcome import (
+    attempts,
+    counted,
+    error_of,
+    going_on_of,
+    job_at_work,
+    status_of,
+)
+from toolkit.launch.reasons import meaning
 from toolkit.launch.run import read_progress
 from toolkit.launch.submissions import (
     Submission,
@@ -23,11 +29,7 @@ from toolkit.launch.submissions import (
 )
 from toolkit.pipeline.problems import unknown
 from toolkit.pipeline.run import read_run
-from toolkit.pipeline.state import StageState, Status, is_locked
-from toolkit.worker import ERRORS
-
-CLOCKS = 60.0
-"""Seconds by which the clocks of nodes may differ."""
+from toolkit.pipeline.state import StageState, is_locked
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class StageStatus:
     """How often the job's work was begun."""
     progress: dict[str, Any] | None = None
     """What the stage last said of itself (``progress.json``)."""
+    going_on: GoingOn | None = None
+    """What its job noted of how it goes on, and why not."""
     lost: bool = False
     """Whether Slurm answers, and knows nothing of a job that should wait or run."""
     advice: str = ""
@@ -80,6 +84,8 @@ class StageStatus:
             "seconds_to_go": told.get("seconds_left"),
             **{name: told.get("shown", {}).get(name) for name in ("loss",)},
             "error": {k: error.get(k) for k in ("message", "where", "hint")} if error else None,
+            "going_on": asdict(self.going_on) if self.going_on else None,
+            "unfit_nodes": self.state.unfit_nodes,
             "lost": self.lost,
             "advice": self.advice or None,
         }
@@ -151,116 +157,54 @@ def _stage_status(
     jobs: Mapping[str, Mapping[str, Any]],
     known: Mapping[str, list[slurm.Job]] | None,
 ) -> StageStatus:
-    """The stage by its first job that is not done, or by its last one."""
-    progress = read_progress(folder)
+    """A stage by the job that is at it, or was last.
+
+    Args:
+        folder: the stage's.
+        state: as the folder has it; set right by what Slurm says.
+        jobs: those that were sent for it, by name, in order of work.
+        known: what Slurm knows of them; None: it gives no answer.
+    """
+    own = StageStatus(
+        folder.name,
+        state,
+        elapsed=state.seconds or None,
+        attempt=attempts(state),
+        progress=read_progress(folder),
+    )
     if not jobs:
-        seconds = state.seconds or None
-        return StageStatus(
-            folder.name, state, elapsed=seconds, attempt=_attempt(state), progress=progress
-        )
-    open_jobs = [name for name in jobs if not _done((known or {}).get(name, []))]
-    name = open_jobs[0] if open_jobs and state.status != "complete" else list(jobs)[-1]
-    job, tasks = jobs[name], (known or {}).get(name, [])
+        return own
+    name = job_at_work(folder, jobs, known or {})
+    tasks = (known or {}).get(name, [])
     if state.status != "complete":
-        state.status = _status(state.status, tasks)
-        state.error = _error(folder, state, tasks) if state.status == "failed" else state.error
-    return _of_tasks(
-        StageStatus(
-            folder.name,
-            state,
-            job=job["id"],
-            elapsed=state.seconds or None,
-            attempt=_attempt(state),
-            progress=progress,
-            lost=known is not None and not tasks and state.status in ("pending", "running"),
-        ),
-        tasks,
+        state.status = status_of(state.status, tasks)
+        state.error = error_of(folder, state, tasks) if state.status == "failed" else state.error
+    return replace(
+        own,
+        job=jobs[name]["id"],
+        lost=known is not None and not tasks and state.status in ("pending", "running"),
+        going_on=going_on_of(folder, name),
+        **(_of_tasks(tasks, jobs[name]["id"], state.status == "complete") if tasks else {}),
     )
 
 
-def _of_tasks(status: StageStatus, tasks: Sequence[slurm.Job]) -> StageStatus:
-    """With what Slurm says of its job."""
-    if not tasks:
-        return status
+def _of_tasks(tasks: Sequence[slurm.Job], job: str, over: bool) -> dict[str, Any]:
+    """What Slurm says of a job's tasks; once the stage is complete, its reasons are none."""
     running = [task for task in tasks if task.state == "RUNNING"]
-    waiting = [task for task in tasks if task.active]
-    bad = [task for task in tasks if task.state != "COMPLETED"]
-    shown = running or waiting or bad or tasks
+    waiting = [task for task in tasks if task.active and not running]
+    shown = running or waiting or [t for t in tasks if t.state != "COMPLETED"] or tasks
     first = shown[0]
     reason = next((task.reason for task in shown if task.reason not in ("", "None")), "")
     nodes = dict.fromkeys(t.nodes for t in shown if t.nodes and t.nodes != "None assigned")
-    elapsed = max((task.elapsed or 0 for task in shown), default=0)
-    over = status.state.status == "complete"
-    return replace(
-        status,
-        slurm=_counted(tasks),
-        reason="" if over else reason,
-        nodes=",".join(nodes),
-        elapsed=None if waiting and not running else elapsed,
-        left=first.left if running else None,
-        begins=first.begins if waiting and not running and first.begins[:1].isdigit() else "",
-        advice="" if over or running else meaning(first.state, reason, status.job),
-    )
-
-
-def _attempt(state: StageState) -> int:
-    """How often the phase that was begun last was begun."""
-    phases = [attempt.get("phase") for attempt in state.attempts]
-    return phases.count(phases[-1]) if phases else 0
-
-
-def _done(tasks: Sequence[slurm.Job]) -> bool:
-    return bool(tasks) and all(task.state == "COMPLETED" for task in tasks)
-
-
-def _counted(tasks: Sequence[slurm.Job]) -> str:
-    states = [task.state for task in tasks]
-    if len(set(states)) == 1:
-        return states[0] if len(states) == 1 else f"{len(states)} {states[0]}"
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-
-
-def _status(own: Status, tasks: Sequence[slurm.Job]) -> Status:
-    """A stage's status by its job's tasks; its own word where Slurm knows nothing of them."""
-    if any(task.state == "RUNNING" for task in tasks):
-        return "running"
-    if any(task.active for task in tasks):
-        return "pending"
-    if any(task.state.startswith("CANCELLED") for task in tasks):
-        return "interrupted"
-    if any(task.state != "COMPLETED" for task in tasks):
-        return "interrupted" if own == "interrupted" else "failed"
-    return own
-
-
-def _error(folder: Path, state: StageState, tasks: Sequence[slurm.Job]) -> dict[str, Any]:
-    """Why a stage failed: Slurm's own doing, the rank that failed first, or the job's log."""
-    bad = [task for task in tasks if task.state not in ("COMPLETED", *slurm.ACTIVE)]
-    killed = next((task for task in bad if task.state in KILLED), None)
-    if killed:
-        return {"message": f"Slurm ended it: {killed.state} on {killed.nodes or 'no node'}"}
-    found = _rank_errors(folder, state)
-    if found:
-        return min(found, key=lambda error: float(error["time"]))
-    if state.error or not bad:
-        return state.error or {"message": "it failed, and left no word"}
-    log = folder / "logs" / f"slurm-{bad[0].id}.log"
-    said = "".join(f": {line}" for line in tail(log, 1))
-    return {"message": f"{bad[0].state} on {bad[0].nodes or 'no node'}{said}"}
-
-
-def _rank_errors(folder: Path, state: StageState) -> list[dict[str, Any]]:
-    """What the ranks of the last attempt left; an older attempt's word is no reason of this one."""
-    since = datetime.fromisoformat(state.attempts[-1]["started"]) if state.attempts else None
-    found = []
-    for path in (folder / ERRORS).glob("rank-*.json"):
-        try:
-            error = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # being written, or cut short by the end of its node
-        if since is None or error["time"] > since.timestamp() - CLOCKS:
-            found.append(error)
-    return found
+    return {
+        "slurm": counted(tasks),
+        "reason": "" if over else reason,
+        "nodes": ",".join(nodes),
+        "elapsed": None if waiting else max(task.elapsed or 0 for task in shown),
+        "left": first.left if running else None,
+        "begins": first.begins if waiting and first.begins[:1].isdigit() else "",
+        "advice": "" if over or running else meaning(first.state, reason, job),
+    }
 
 
 def cancel(run: Path, stage: str | None = None) -> list[str]:
