@@ -188,3 +188,25 @@ def test_a_folder_without_a_stage(tmp_path: Path) -> None:
     done = work(tmp_path)
     assert done.returncode == ExitCode.USER_ERROR
     assert "no stage.yaml" in done.stdout
+
+
+def test_a_signal_before_or_after_the_work_leaves_a_whole_state(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words that come again, some words\n" * 50)
+    signalled = (
+        "import os, signal, sys\nfrom toolkit import worker\n"
+        "function = getattr(worker, sys.argv[2])\n"
+        "def mean(*arguments):\n"
+        "    found = function(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return found\n"
+        "setattr(worker, sys.argv[2], mean)\n"
+        "sys.exit(worker.main([sys.argv[1]]))\n"
+    )
+    moments = {"_begin": ExitCode.INTERRUPTED, "_record_error": ExitCode.OK}
+    for moment, code in moments.items():
+        folder = stage(tmp_path / moment, str(tmp_path / "a.txt"), vocab_size=300)
+        command = [sys.executable, "-c", signalled, str(folder), moment]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        status = json.loads((folder / "state.json").read_text())["status"]
+        assert status == ("complete" if code == ExitCode.OK else "interrupted")

@@ -69,7 +69,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._deferred = False
+        self._deferred = True
 
     @property
     def requested(self) -> bool:
@@ -82,13 +82,27 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Around the stage's function: a signal ends the block, and so does one that came before.
+
+        Outside of it, where the worker writes its state, a signal only sets ``requested``.
+        """
+        self._deferred = False
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt(self.signal.name)
+            yield
+        finally:
+            self._deferred = True
+
+    @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within the block a signal only sets ``requested``; the block must look at it."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -111,8 +111,7 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
         if context.rank == 0:
             _end(context, state, outcome, time.monotonic() - started)
             if senders is not None:
-                with stop.deferred():  # a signal hurries the senders, and ends nothing
-                    senders.end(outcome.status, hurry=lambda: stop.requested)
+                senders.end(outcome.status, hurry=lambda: stop.requested)
     return outcome.code
 
 
@@ -262,8 +261,9 @@ def _end(context: StageContext, state: StageState, outcome: Outcome, seconds: fl
 def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
     """Run the stage's function, and say how it ended."""
     try:
-        _check_inputs(context)
-        load()(config, context)
+        with context.stop.heeded():
+            _check_inputs(context)
+            load()(config, context)
     except StageInterrupted as error:
         logger.warning("%s", error)
         code = ExitCode.SAVED_AND_STOPPED if error.saved else ExitCode.INTERRUPTED
