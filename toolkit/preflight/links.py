@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from toolkit.preflight.config import Preflight
 from toolkit.preflight.verdict import EITHER
 
-ROUNDS = 3
-"""Of pairs: each node meets three others, so two slow ones can't make a third look slow."""
+PARTNERS = 3
+"""Whom each node meets in pairs: so two slow ones can't make a third look slow."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _across(
         found.unfit = dict.fromkeys(nodes, reason)
         return
     best = dict.fromkeys(nodes, 0.0)
-    for number, pairs in enumerate(pairings(list(nodes))[:ROUNDS], start=1):
+    rounds = PARTNERS + len(nodes) % 2  # of an odd number, one sits out in each
+    for number, pairs in enumerate(pairings(list(nodes))[:rounds], start=1):
         groups = [group for pair in pairs for group in rails([nodes[node] for node in pair])]
         figures = yield Round(f"pairs-{number}", tuple(groups))
         for pair in pairs:

@@ -79,25 +79,24 @@ def _shared_gpus(verdict: Verdict, reports: Sequence[Report]) -> None:
 
 
 def _versions(verdict: Verdict, reports: Sequence[Report]) -> None:
-    """A node whose versions are not those of most nodes."""
+    """A node whose versions are not those of most nodes; of two that differ, both."""
     by_node = {report.node: report.versions for report in reports}
     for name in dict.fromkeys(key for versions in by_node.values() for key in versions):
         have = {node: versions.get(name, "none") for node, versions in by_node.items()}
-        for node, usual in strangers(have).items():
-            either = EITHER if len(have) == 2 else ""
-            verdict.add(node, f"versions: {name} {have[node]}, elsewhere {usual}{either}")
-
-
-def strangers(have: Mapping[str, str]) -> dict[str, str]:
-    """The nodes that differ from most, and what most have; of two that differ, both."""
-    ranked = Counter(have.values()).most_common()
-    if len(ranked) < 2:
-        return {}
-    if len(have) == 2:
-        (one, first), (other, second) = have.items()
-        return {one: second, other: first}
-    usual = ranked[0][0]
-    return {node: usual for node, value in have.items() if value != usual}
+        counts = Counter(have.values())
+        usual, count = counts.most_common(1)[0]
+        if len(counts) == 1:
+            continue
+        if len(have) == 2:
+            found = " and ".join(counts)
+            for node in have:
+                verdict.add(node, f"versions: {name} is {found}{EITHER}")
+        elif count * 2 <= len(have):
+            found = ", ".join(f"{value} on {n} nodes" for value, n in counts.items())
+            verdict.common.append(f"versions: {name} is {found}")
+        else:
+            for node in (node for node, value in have.items() if value != usual):
+                verdict.add(node, f"versions: {name} is {have[node]}, on most nodes {usual}")
 
 
 def _clocks(verdict: Verdict, skews: Mapping[str, float], most: float | None) -> None:

@@ -1,0 +1,85 @@
+"""What nvidia-smi and dmesg say, as they write it, and what is made of it."""
+
+from toolkit.preflight.gpus import (
+    APP_FIELDS,
+    GPU_FIELDS,
+    ecc,
+    look_at_gpus,
+    memory,
+    others,
+    parse_csv,
+    remapping,
+    xids,
+)
+
+TWO = """\
+GPU-aaaa, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
+GPU-bbbb, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
+"""
+DMESG = """\
+[    4.101290] NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.90.07
+[ 1200.500000] NVRM: Xid (PCI:0000:0f:00): 31, pid=79749, name=python, Ch 00000008, MMU Fault
+[90000.250000] NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off \
+the bus.
+[90001.000000] NVRM: Xid (PCI:0000:86:00): 74, pid=1, NVLink: fatal error detected on link 2
+"""
+
+
+def gpus(text: str) -> list[dict[str, str]]:
+    return parse_csv(text, GPU_FIELDS)
+
+
+def test_clean_gpus_are_clean() -> None:
+    known = gpus(TWO)
+    assert [gpu["uuid"] for gpu in known] == ["GPU-aaaa", "GPU-bbbb"]
+    assert not ecc(known).failed and not memory(known).failed
+
+
+def test_uncorrected_errors_and_pending_pages_name_the_gpu() -> None:
+    found = ecc(gpus(TWO.replace("4, 0, No\n", "4, 3, Yes\n", 1)))
+    assert found.failed
+    assert "GPU-aaaa has 3 uncorrected errors" in found.detail and "GPU-bbbb" not in found.detail
+
+
+def test_a_gpu_without_ecc_is_no_failure() -> None:
+    assert not ecc(gpus(TWO.replace(", 0, No", ", [N/A], [N/A]"))).failed
+
+
+def test_memory_that_somebody_holds_is_found() -> None:
+    found = memory(gpus(TWO.replace("81559, 4,", "81559, 40000,", 1)))
+    assert found.failed and found.detail == "GPU-aaaa: 40000 of 81559 MiB in use"
+
+
+def test_rows_that_wait_for_a_reset_are_found_however_the_driver_says_it() -> None:
+    for yes, no in (("Yes", "No"), ("1", "0")):
+        text = f"GPU-aaaa, {no}, {no}\nGPU-bbbb, {yes}, {no}\nGPU-cccc, {no}, {yes}\n"
+        found = remapping((text, ""))
+        assert found.failed
+        assert (
+            found.detail == "GPU-bbbb waits for a reset; GPU-cccc has rows that can't be remapped"
+        )
+    assert not remapping(("GPU-aaaa, No, No\n", "")).failed
+    assert not remapping(("", "ended with 2: not supported")).failed
+
+
+def test_somebody_else_s_process_is_named() -> None:
+    found = others(("GPU-aaaa, 4242, /usr/bin/python3, 1024\n", ""))
+    assert found.failed and found.detail == "/usr/bin/python3 (pid 4242) on GPU-aaaa"
+    assert not others(("", "")).failed
+    assert parse_csv("No running processes found\n", APP_FIELDS) == []
+
+
+def test_xids_of_the_hardware_within_a_day_count() -> None:
+    found = xids((DMESG, ""), uptime=90_100)
+    assert found.failed and "79 (fallen off the bus) of PCI:0000:3b:00" in found.detail
+    assert "74 (NVLink error) of PCI:0000:86:00" in found.detail and "31" not in found.detail
+    assert not xids((DMESG, ""), uptime=90_000 + 2 * 86_400).failed
+    hidden = xids(("", "ended with 1: dmesg: read kernel buffer failed"), 1.0)
+    assert not hidden.failed and hidden.detail.startswith("not known")
+
+
+def test_gpus_that_are_missing_are_counted() -> None:
+    found = next(look_at_gpus(gpus(TWO), wanted=8))
+    assert found.failed
+    assert found.detail == "2 (NVIDIA H100 80GB HBM3), where the job asked for 8"
+    assert not next(look_at_gpus(gpus(TWO), wanted=2)).failed
