@@ -64,11 +64,14 @@ def check(
     from toolkit.view import show_plan
 
     if cluster is None:
-        show_plan(console(), plan_stages(load_checked(file, overrides or ())))
-        return
-    from toolkit.launch.remote import Request, check_on_cluster
+        from toolkit.tracking.config import lacking
 
-    loaded, notes = check_on_cluster(Request(file, cluster, overrides or ()))
+        loaded = load_checked(file, overrides or ())
+        notes = [lacking(sink) for sink in loaded.pipeline.tracking.missing()]
+    else:
+        from toolkit.launch.remote import Request, check_on_cluster
+
+        loaded, notes = check_on_cluster(Request(file, cluster, overrides or ()))
     show_plan(console(), plan_stages(loaded))
     for note in notes:
         typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)
@@ -98,10 +101,12 @@ def run(
     from toolkit.launch.run import execute
     from toolkit.pipeline.run import make_folder, plan_run, write_run
     from toolkit.pipeline.state import locked
+    from toolkit.pipeline.track import refuse_missing
     from toolkit.plan.stages import load_checked
     from toolkit.view import RunView
 
     loaded = load_checked(file, overrides or ())
+    refuse_missing(loaded)
     folder = make_folder(run_dir or Path("runs") / loaded.pipeline.name)
     terminal = console()
     with locked(folder, "run"):
@@ -148,13 +153,33 @@ def status(
         stages = [row.record() for row in found.stages]
         typer.echo(json.dumps({"stages": stages, "notes": found.notes}, indent=2))
     elif not watch:
-        console().print(view)
+        console().print(view, crop=False)
     else:
         with Live(view, console=console(), auto_refresh=False) as live:
             while not found.ended:
                 time.sleep(5)
                 view, found = run_view(run_dir)
                 live.update(view, refresh=True)
+
+
+@app.command(epilog="Examples: toolkit track runs/mini  |  toolkit track runs/mini base --online")
+@verb
+def track(
+    run_dir: RunFolder,
+    stage: Annotated[str | None, typer.Argument(help="This stage alone.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="To W&B's server what was kept offline, too.")
+    ] = False,
+) -> None:
+    """Send what the trackers lack of a run: after an outage, or from nodes without a network."""
+    from toolkit.pipeline.track import send_again
+
+    whole = True
+    for sent in send_again(run_dir, stage, online):
+        typer.echo(f"{sent.stage}  {sent.sink}  {sent.where}" + ("" if sent.whole else "  FAILED"))
+        whole = whole and sent.whole
+    if not whole:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: toolkit report runs/mini")

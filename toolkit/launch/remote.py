@@ -13,14 +13,27 @@ from typing import Any
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.launch import slurm, with_submitit
-from toolkit.launch.check import hidden_warnings, load_for, mount_warnings, refusals
+from toolkit.launch.check import (
+    hidden_warnings,
+    load_for,
+    mount_warnings,
+    refusals,
+    tracking_warnings,
+)
 from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
 from toolkit.launch.difference import changes
 from toolkit.launch.going_on import GOING_ON
 from toolkit.launch.render import RenderedJob, Target, render_job, whole_name
 from toolkit.launch.spec import LaunchSpec, run_specs
-from toolkit.launch.submissions import Submission, active_jobs, begin, read_submissions, send
+from toolkit.launch.submissions import (
+    Submission,
+    active_jobs,
+    adopted,
+    begin,
+    read_submissions,
+    send,
+)
 from toolkit.pipeline.loading import Loaded
 from toolkit.pipeline.run import Run, fresh_tasks, make_folder, plan_run, write_run
 from toolkit.pipeline.state import locked
@@ -92,7 +105,7 @@ def prepare(
     last = {str(job["stage"]): whole_name(name) for name, job in (under_way or {}).items()}
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), last, cluster.chain)
     ids = {name: str(job["id"]) for name, job in (under_way or {}).items()}
-    notes = _notes(cluster, run)
+    notes = _notes(cluster, run, loaded)
     return Prepared(loaded, cluster, run, code, [render(s, target) for s in specs], ids, notes)
 
 
@@ -109,14 +122,15 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     refused = refusals([render(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
-    notes = _notes(cluster, run)
+    notes = _notes(cluster, run, loaded)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes
 
 
-def _notes(cluster: Cluster, run: Run) -> list[str]:
-    return [*mount_warnings(cluster), *hidden_warnings(cluster, run)]
+def _notes(cluster: Cluster, run: Run, loaded: Loaded) -> list[str]:
+    tracked = tracking_warnings(cluster, loaded.pipeline.tracking)
+    return [*mount_warnings(cluster), *hidden_warnings(cluster, run), *tracked]
 
 
 def render(spec: LaunchSpec, target: Target) -> RenderedJob:
@@ -148,6 +162,7 @@ def submit(request: Request, *, fresh: bool = False, again: bool = False) -> Sub
     """
     folder = make_folder(load(request)[2])
     with locked(folder, "run"):
+        adopted(folder, keep=True)
         under_way = active_jobs(folder)
         if under_way and not again:
             raise _busy(folder, under_way)

@@ -87,10 +87,14 @@ class ClusterView:
             if first and INDENT + len(text) + 2 + len(first) <= options.max_width:
                 text, first = f"{text}  {first}", ""
             yield Text.from_markup(f"{MARKS[row.state.status]}  {escape(text.rstrip())}")
+            if row.state.status == "complete":
+                continue  # where it was is told if there is room
             for extra in filter(None, (first, *more)):
                 yield Padding(Text(extra), (0, 0, 0, INDENT))
         for note in (*self._found.notes, *_next(self._run, rows)):
-            yield Text.from_markup(f"[yellow]![/]  {escape(note)}")
+            last = Text.from_markup(f"[yellow]![/]  {escape(note)}")
+            last.no_wrap, last.overflow = True, "ignore"  # a command is to be copied whole
+            yield last
 
 
 def _widths(cells: Sequence[Sequence[str]]) -> list[int]:

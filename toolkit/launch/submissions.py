@@ -73,28 +73,47 @@ def read_submissions(run: Path) -> list[Submission]:
 
 def sent_jobs(run: Path) -> dict[str, dict[str, Any]]:
     """The last job of each name that Slurm took for a run."""
+    return last_jobs(adopted(run))
+
+
+def last_jobs(submissions: Sequence[Submission]) -> dict[str, dict[str, Any]]:
+    """The last job of each name in submissions, oldest first, that Slurm took."""
     found: dict[str, dict[str, Any]] = {}
-    for submission in read_submissions(run):
-        if submission.cut_off:
-            _adopt(run, submission)
+    for submission in submissions:
         if not submission.withdrawn:
             found |= {job["name"]: job for job in submission.jobs if job["id"] is not None}
     return found
 
 
-def _adopt(run: Path, submission: Submission) -> None:
-    """Fill in the ids of jobs that Slurm took just before whoever sent them was killed.
+def adopted(run: Path, *, keep: bool = False) -> list[Submission]:
+    """Every submission of a run, with the ids of jobs that Slurm took unheard.
+
+    Whoever sent them was killed before it could note them.
+
+    Args:
+        run: the run's folder.
+        keep: note the ids; the run must be locked.
+    """
+    found = read_submissions(run)
+    for submission in found:
+        if submission.cut_off and _adopt(run, submission) and keep:
+            _note(run / FOLDER / submission.folder, submission)
+    return found
+
+
+def _adopt(run: Path, submission: Submission) -> bool:
+    """Fill in the ids of jobs that Slurm has and nobody noted; whether there are any.
 
     They have the names of jobs without an id, were sent from the run's folder, and have ids that
     no submission has.
     """
     if not slurm.here():
-        return
+        return False
     try:
         queued = slurm.queued_scripts()
     except ToolkitError as error:
         logger.warning("%s: jobs whose ids were not noted are not seen", error.message)
-        return
+        return False
     noted = {job["id"] for s in read_submissions(run) for job in s.jobs}
     folder = run.resolve()
     ours = {
@@ -102,8 +121,12 @@ def _adopt(run: Path, submission: Submission) -> None:
         for number, name, script in queued
         if number not in noted and Path(script).is_relative_to(folder / FOLDER)
     }
+    found = False
     for job in submission.jobs:
-        job["id"] = job["id"] or ours.get(f"{folder.name}.{job['name']}")
+        number = ours.get(f"{folder.name}.{job['name']}")
+        if job["id"] is None and number is not None:
+            job["id"], found = number, True
+    return found
 
 
 def known_jobs(

@@ -23,9 +23,9 @@ from toolkit.launch.run import read_progress
 from toolkit.launch.submissions import (
     Submission,
     active_jobs,
+    adopted,
     known_jobs,
-    read_submissions,
-    sent_jobs,
+    last_jobs,
 )
 from toolkit.pipeline.problems import unknown
 from toolkit.pipeline.run import read_run
@@ -117,13 +117,14 @@ def look_at(run: Path) -> RunStatus:
         ToolkitError: the folder is not a run's.
     """
     states = read_run(run)
-    sent = sent_jobs(run)
+    submissions = [s for s in adopted(run) if not s.withdrawn]
+    sent = last_jobs(submissions)
     known, trouble = known_jobs(sent)
     rows = []
     for name, state in states.items():
         jobs = {n: job for n, job in sent.items() if job["stage"] == name}
         rows.append(_stage_status(run / name, state, jobs, None if trouble else known))
-    notes = [_cut_off(run, s) for s in read_submissions(run) if s.cut_off]
+    notes = [_cut_off(run, s) for s in submissions[-1:] if s.cut_off]
     if trouble and not all(known.values()):
         notes.append(f"{trouble}: what stands here is the run folder's word, and may be old")
     return RunStatus(rows, bool(sent), notes)
