@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,6 +58,22 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the block no stop signal is heard: neither here, nor by processes that it starts.
+
+    Slurm tells every process of a rank to stop. One that a library started, and that never learned
+    of these signals, would die of it, and what goes on in it would be lost. What comes within the
+    block is heard after it, in this process alone. Main thread only.
+    """
+    resource_tracker.ensure_running()  # its start would let signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

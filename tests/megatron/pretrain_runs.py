@@ -254,6 +254,11 @@ class Ranks:
         for rank in range(len(self.processes)) if ranks is None else ranks:
             self.processes[rank].send_signal(number)
 
+    def send_to_all(self, number: signal.Signals) -> None:
+        """Send a signal to every rank and whatever it has started."""
+        for process in self.processes:
+            os.killpg(process.pid, number)
+
     def kill(self) -> None:
         """SIGKILL every rank and whatever it has started; once, for ids are used again."""
         living, self.living = self.living, []

@@ -104,6 +104,21 @@ def test_a_stop_signal_to_one_rank_saves_on_all_and_resumes(
     same_end(stage, uninterrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_stop_signal_to_all_processes_of_all_ranks_saves(
+    tmp_path: Path, dataset: Path, uninterrupted: Stage, number: signal.Signals
+) -> None:
+    """As Slurm sends it: to what a save has started, too, and left for the next one."""
+    stage = make(tmp_path / "base", dataset, **TENSOR)
+    with stage.started() as ranks:
+        ranks.wait_until(lambda: len(stage.rows("loss")) > 4)
+        ranks.send_to_all(number)
+        assert ranks.wait() == ExitCode.SAVED_AND_STOPPED, stage.log()
+    assert 4 < checkpoint.latest_iteration(stage.checkpoints) == len(stage.rows("loss"))
+    succeeded(stage.run(), stage)
+    same_end(stage, uninterrupted)
+
+
 def begun(folder: Path, whole: Stage, saves: list[int]) -> None:
     """Make ``folder`` look as if the run had got as far as these checkpoints."""
     root = folder / "work" / "checkpoints"

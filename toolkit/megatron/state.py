@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
+from toolkit.context import signals_held
 from toolkit.errors import StageError, ToolkitError
 from toolkit.megatron import checkpoint
 from toolkit.megatron.model import accepted
@@ -77,13 +78,14 @@ def _write(state: dict[str, Any], folder: Path) -> None:
     # 0.17 to 0.19 would hand the writing to a package of NVIDIA's that need not be there.
     options = accepted(dist_checkpointing.save, async_strategy="mcore")
     try:
-        dist_checkpointing.save(
-            state,
-            str(folder),
-            strategy,
-            content_metadata=_plain(sharding_metadata()),
-            **options,
-        )
+        with signals_held():  # the writers, and the process that gathers what they say, outlive one
+            dist_checkpointing.save(
+                state,
+                str(folder),
+                strategy,
+                content_metadata=_plain(sharding_metadata()),
+                **options,
+            )
     except FAILURES as error:
         free = shutil.disk_usage(folder.parent).free / 2**20
         # What was written so far would keep a full disk full, and the reason from being recorded.
