@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ Status = Literal["pending", "running", "complete", "failed", "interrupted"]
 STAGE_FILE = "stage.yaml"
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
+PREFLIGHT = "preflight"
+UNFIT = "unfit"
 SAMPLE = "sample"
 """The type of an input that is embedded sample data: it has a fingerprint, but no folder."""
 REMOTE = "remote"
@@ -109,6 +112,7 @@ def read_state(folder: Path) -> StageState:
             state = StageState(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ToolkitError(f"not a readable state file: {error}", where=str(path)) from error
+    state.unfit_nodes = unfit_nodes(folder) or state.unfit_nodes
     if (folder / "artifact" / MANIFEST).is_file():
         state.status, state.error = "complete", None
     elif state.status == "running" and not is_locked(folder):
@@ -118,6 +122,22 @@ def read_state(folder: Path) -> StageState:
             "hint": "run the same command again: it goes on from what was saved",
         }
     return state
+
+
+def unfit_nodes(folder: Path) -> list[dict[str, Any]]:
+    """Every node that preflights of a stage have named, oldest first: node, reason, time, job.
+
+    From the files themselves (see ``toolkit.preflight.record``): where no rank's Python started, a
+    script without Python has written one, and nobody a state.
+    """
+    found = []
+    for path in (folder / PREFLIGHT).glob(f"*/{UNFIT}"):
+        when = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            node, _, reason = line.partition("\t")
+            job = path.parent.name.partition("-")[0]
+            found.append({"node": node, "reason": reason, "time": when, "job": job})
+    return sorted(found, key=lambda entry: (entry["time"], entry["node"]))
 
 
 def input_digests(folder: Path, file: StageFile) -> dict[str, str]:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import write_json, write_text
-from toolkit.pipeline.state import locked, read_state, write_state
+from toolkit.pipeline.state import (
+    PREFLIGHT,
+    UNFIT,
+    locked,
+    read_state,
+    unfit_nodes,
+    write_state,
+)
 from toolkit.preflight.links import Links
 from toolkit.preflight.report import Report, read_report
 from toolkit.preflight.verdict import Verdict
 
-FOLDER = "preflight"
 NODES = "nodes"
-UNFIT = "unfit"
 SUMMARY = "summary.json"
 
 
@@ -29,7 +33,7 @@ def attempt_folder(stage: Path) -> Path:
     """The folder of this start of this job; ``by-hand`` outside of Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return stage / FOLDER / (f"{job}-{restart}" if job else "by-hand")
+    return stage / PREFLIGHT / (f"{job}-{restart}" if job else "by-hand")
 
 
 def leave_word(folder: Path, report: Report) -> None:
@@ -81,24 +85,8 @@ def write_verdict(folder: Path, verdict: Verdict, links: Links, reports: list[Re
     write_json(folder / SUMMARY, summary)
 
 
-def unfit_nodes(stage: Path) -> list[dict[str, str]]:
-    """Every node that preflights of a stage have named, oldest first: node, reason, time, job."""
-    found = []
-    for path in (stage / FOLDER).glob(f"*/{UNFIT}"):
-        when = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        for line in path.read_text(encoding="utf-8").splitlines():
-            node, _, reason = line.partition("\t")
-            job = path.parent.name.partition("-")[0]
-            found.append({"node": node, "reason": reason, "time": when, "job": job})
-    return sorted(found, key=lambda entry: (entry["time"], entry["node"]))
-
-
 def note_unfit(stage: Path) -> None:
-    """Write the nodes that were named into ``state.json``, where there are others than before."""
-    named = unfit_nodes(stage)
-    if not named or read_state(stage).unfit_nodes == named:
-        return
-    with locked(stage, "stage"):
-        state = read_state(stage)
-        state.unfit_nodes = named
-        write_state(stage, state)
+    """Write the nodes that were named, now and before, into ``state.json``."""
+    if unfit_nodes(stage):
+        with locked(stage, "stage"):
+            write_state(stage, read_state(stage))
