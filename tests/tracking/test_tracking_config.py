@@ -6,14 +6,19 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from stores import tensorboard_points
+from typer.testing import CliRunner
 
+from toolkit.cli import app
 from toolkit.errors import ConfigError
+from toolkit.launch.check import tracking_warnings
+from toolkit.launch.cluster import Cluster
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.run import fresh_tasks
 from toolkit.pipeline.schema import json_schema
-from toolkit.pipeline.state import StageFile, read_stage_file
-from toolkit.pipeline.track import tracking_jobs
-from toolkit.tracking import config
+from toolkit.pipeline.state import StageFile, StageState, read_stage_file, write_state
+from toolkit.pipeline.track import refuse_missing, tracking_jobs
+from toolkit.tracking import Tracker, config
 from toolkit.tracking.identity import run_id
 
 STAGE = {"kind": "train-tokenizer", "sources": ["sample:python-docs"], "vocab_size": 300}
@@ -97,6 +102,74 @@ def test_stages_that_train_have_events_where_tensorboard_is(
     assert sinks("pretrain", everything) == ["mlflow"]
     assert "needs the package wandb, which is not installed here" in caplog.text
     assert "tensorboard" not in caplog.text  # nobody asked for it
+
+
+def test_what_jobs_on_a_cluster_may_lack_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes(tracking: dict[str, Any], **profile: Any) -> list[str]:
+        settings = {"scheduler": "slurm", "node": {"cpus": 4}, "time_limit": "1:00:00", **profile}
+        return tracking_warnings(
+            Cluster.model_validate(settings), load(tmp_path, tracking).pipeline.tracking
+        )
+
+    monkeypatch.setattr(config, "installed", lambda package: package != "wandb")
+    both = {"wandb": {}, "mlflow": {}}
+    assert [note.partition(":")[0] for note in notes(both)][1:] == [
+        "tracking.wandb",
+        "tracking.mlflow",
+    ]
+    assert "not installed here" in notes(both)[0]
+    image = {"runtime": "pyxis", "image": "nvcr.io/image"}
+    given = {"environment": {"MLFLOW_TRACKING_URI": "http://host"}, "container": image}
+    assert notes(both, **given, secrets=["WANDB_API_KEY"]) == []
+    assert notes({"wandb": {"mode": "offline"}}, container=image) == []
+
+
+def run_folder(folder: Path, **tracking: Any) -> Path:
+    """A run with one stage that was interrupted at step 3."""
+    run, stage = folder / "runs" / "mini", folder / "runs" / "mini" / "base"
+    stage.mkdir(parents=True)
+    (run / "pipeline.yaml").write_text(yaml.safe_dump({"name": "mini", "stages": {"base": {}}}))
+    StageFile("base", "pretrain", "f", 1, {}, {}, tracking).write(stage)
+    write_state(stage, StageState(status="interrupted", fingerprint="f"))
+    tracker = Tracker(stage)
+    for step in (1, 2, 3):
+        tracker.log(step, {"loss": 1.0})
+    return run
+
+
+def test_what_a_tracker_lacks_is_sent_afterwards(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = run_folder(tmp_path, tensorboard=True)
+    done = CliRunner().invoke(app, ["track", str(run)])
+    assert (done.exit_code, done.output) == (0, "base  tensorboard  tensorboard/\n")
+    assert [step for step, _ in tensorboard_points(run / "base")["loss"]] == [1, 2, 3]
+    assert CliRunner().invoke(app, ["track", str(run), "nonsense"]).exit_code == 2
+
+
+def test_a_tracker_that_still_lacks_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = {"tracking_uri": "http://127.0.0.1:1"}
+    run = run_folder(tmp_path, mlflow=nobody, tensorboard=False)
+    done = CliRunner().invoke(app, ["track", str(run)])
+    assert done.exit_code == 1
+    assert "base  mlflow  mlflow/  FAILED" in done.output
+
+
+def test_a_pipeline_is_not_run_here_without_its_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "installed", lambda _: False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        refuse_missing(load(tmp_path, {"wandb": {}, "mlflow": {}}))
+    assert "tracking.wandb" in str(caught.value)
+    assert "MLFLOW_TRACKING_URI is not set" in str(caught.value)
+    refuse_missing(load(tmp_path, {}))
 
 
 def test_a_run_id_lasts_as_long_as_the_folder(tmp_path: Path) -> None:

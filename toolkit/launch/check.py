@@ -18,6 +18,7 @@ from toolkit.pipeline.source import Source
 from toolkit.plan.stages import stage_problems
 from toolkit.quantities import megabytes, minutes
 from toolkit.stage import StageConfig
+from toolkit.tracking.config import Tracking, lacking
 
 
 def load_for(
@@ -147,6 +148,24 @@ def _seen(cluster: Cluster) -> list[Path]:
     if cluster.container.runtime == "apptainer":  # it mounts these by itself
         seen += [Path.home(), Path("/tmp")]
     return seen
+
+
+def tracking_warnings(cluster: Cluster, tracking: Tracking) -> list[str]:
+    """What the jobs may lack to pass metrics on: packages, a key, an address.
+
+    An image or ~/.netrc may have them; and a stage goes on without.
+    """
+    notes = [lacking(s) for s in tracking.missing() if cluster.container.runtime == "none"]
+    given = {*cluster.secrets, *cluster.secret_files, *cluster.environment}
+    wandb, mlflow = tracking.wandb, tracking.mlflow
+    if wandb is not None and wandb.mode in (None, "online") and "WANDB_API_KEY" not in given:
+        notes.append("tracking.wandb: WANDB_API_KEY is none of the profile's secrets")
+    if mlflow is not None and not mlflow.tracking_uri and "MLFLOW_TRACKING_URI" not in given:
+        notes.append(
+            "tracking.mlflow: no tracking_uri, and no MLFLOW_TRACKING_URI in the profile's"
+            " environment or secrets"
+        )
+    return notes
 
 
 def refusals(jobs: Sequence[RenderedJob]) -> list[Problem]:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.pipeline.loading import Loaded
+from toolkit.pipeline.problems import unknown
 from toolkit.pipeline.registry import stage_kinds
-from toolkit.pipeline.state import StageFile
+from toolkit.pipeline.run import read_run
+from toolkit.pipeline.state import StageFile, locked, read_stage_file
 from toolkit.tracking.config import Tracking, lacking
-from toolkit.tracking.identity import run_id
-from toolkit.tracking.job import Job
+from toolkit.tracking.identity import run_id, where
+from toolkit.tracking.job import End, Job
 from toolkit.tracking.senders import Senders
 
 logger = logging.getLogger(__name__)
+PATIENCE = 600.0
+"""Seconds that ``send_again`` waits for a stage's trackers."""
+ENDS: dict[str, End] = {end: end for end in get_args(End)}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of one stage's metrics in one tracker."""
+
+    stage: str
+    sink: str
+    where: str
+    whole: bool
+    """Whether it has all of them now."""
 
 
 def tracking_jobs(folder: Path, file: StageFile, versions: Mapping[str, str]) -> list[Job]:
@@ -73,6 +92,52 @@ def start_senders(folder: Path, file: StageFile, versions: Mapping[str, str]) ->
         return Senders([])
 
 
-def tracking_notes(tracking: Tracking) -> list[str]:
-    """What this machine lacks of what a pipeline asks; the one that runs it may have it."""
-    return [lacking(sink) for sink in tracking.missing()]
+def send_again(run: Path, stage: str | None = None, online: bool = False) -> Iterator[Sent]:
+    """Send what the trackers lack of a run's stages: after an outage, or from another network.
+
+    A stage that runs is left to its own senders, and one that never began has nothing.
+
+    Args:
+        run: the run's folder.
+        stage: this one alone.
+        online: to W&B's server, whatever mode the stages ran in.
+
+    Raises:
+        ToolkitError: the folder is not a run's, or there is no such stage.
+    """
+    states = read_run(run)
+    if stage is not None and stage not in states:
+        raise ToolkitError(unknown("stage", stage, states), where=str(run))
+    for name, state in states.items():
+        folder = (run / name).resolve()
+        file = read_stage_file(folder)
+        end = ENDS.get(state.status)
+        if stage in (None, name) and file is not None and end is not None:
+            with locked(folder, "stage"):
+                jobs = tracking_jobs(folder, _online(file) if online else file, state.versions)
+                late = Senders(jobs).end(end, patience=PATIENCE)
+            for job in jobs:
+                yield Sent(name, job.sink, where(folder, job.sink), job.sink not in late)
+
+
+def _online(file: StageFile) -> StageFile:
+    wandb = file.tracking.get("wandb")
+    if wandb is None:
+        return file
+    return replace(file, tracking=file.tracking | {"wandb": wandb | {"mode": "online"}})
+
+
+def refuse_missing(loaded: Loaded) -> None:
+    """Before a pipeline runs on this machine: have what its metrics are passed on with.
+
+    Raises:
+        ConfigError: a package is not installed, or MLflow's address is nowhere.
+    """
+    tracking, source = loaded.pipeline.tracking, loaded.source
+    problems = [source.problem(("tracking", sink), lacking(sink)) for sink in tracking.missing()]
+    mlflow = tracking.mlflow
+    if mlflow and not mlflow.tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+        message = "has no tracking_uri, and MLFLOW_TRACKING_URI is not set"
+        problems.append(source.problem(("tracking", "mlflow"), message))
+    if problems:
+        raise ConfigError(problems)

@@ -110,9 +110,13 @@ class Senders:
         for sender in self._senders:
             sender.end(end)
         left = PATIENCE[end] if patience is None else patience
-        left -= self._wait(left, until=hurry)
-        self._wait(min(left, PATIENCE["interrupted"]))
-        return [sender.job.sink for sender in self._senders if not sender.close()]
+        late: list[str] = []
+        try:
+            left -= self._wait(left, until=hurry)
+            self._wait(min(left, PATIENCE["interrupted"]))
+        finally:
+            late += [sender.job.sink for sender in self._senders if not sender.close()]
+        return late
 
     def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
         """Wait until all have ended, at most so long; returns the seconds that it took."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -61,7 +62,8 @@ class WandbRun:
         if run.offline:
             for path in old:
                 shutil.rmtree(path)
-            remember(job.folder, job.sink, offline=os.path.relpath(run.dir, job.folder))
+            place = Path(run.dir).parent.relative_to(job.folder.resolve())
+            remember(job.folder, job.sink, offline=str(place))
             return -1
         remember(job.folder, job.sink, url=run.url)
         return int(run.starting_step) - 1  # not run.step, which is 0 until something is logged
