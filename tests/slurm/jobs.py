@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,26 @@ def toolkit(*words: str, code: int = 0) -> str:
     done = subprocess.run([*TOOLKIT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def status(run: Path, *more: str, **environment: str) -> str:
+    """What ``toolkit status`` says of a run, asked from another folder."""
+    command = [*TOOLKIT, "status", str(run), *more]
+    done = subprocess.run(
+        command,
+        cwd="/",
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def stages(run: Path) -> dict[str, dict[str, object]]:
+    """The stages of a run, as ``toolkit status --json`` has them."""
+    return {row["stage"]: row for row in json.loads(status(run, "--json"))["stages"]}
 
 
 def slurm(*words: str) -> str:

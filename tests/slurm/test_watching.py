@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import TOOLKIT, slurm, toolkit, until
+from jobs import TOOLKIT, slurm, stages, status, toolkit, until
 from lab import lab
 
 from toolkit.launch.submissions import sent_jobs
@@ -47,24 +47,6 @@ def held(folder: Path) -> Path:
     with (folder / "p.yaml").open("a") as stream:
         stream.write(FIVE)
     return leave
-
-
-def status(run: Path, *more: str, **environment: str) -> str:
-    command = [*TOOLKIT, "status", str(run), *more]
-    done = subprocess.run(
-        command,
-        cwd="/",
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def stages(run: Path) -> dict[str, dict[str, object]]:
-    return {row["stage"]: row for row in json.loads(status(run, "--json"))["stages"]}
 
 
 def forgotten(numbers: list[str]) -> bool:
