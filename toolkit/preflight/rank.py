@@ -136,6 +136,7 @@ def _lead(chair: Chair) -> ExitCode:
     reports = [read_report(text) for text in said.values()]
     came = {report.rank: report.node for report in reports}
     verdict, links = Verdict(), Links()
+    skews: dict[str, float] = {}
     if len(came) < chair.place.world_size:
         gone = absent(came, read_words(chair.folder), listed_nodes(chair.folder))
         for node, reason in gone.items():
@@ -151,7 +152,7 @@ def _lead(chair: Chair) -> ExitCode:
         if verdict.fit:
             links = _measure(chair, reports)
             verdict = Verdict({n: [why] for n, why in links.unfit.items()}, links.common)
-    write_verdict(chair.folder, verdict, links, reports)
+    write_verdict(chair.folder, verdict, links, reports, skews)
     note_unfit(chair.stage)
     _log(verdict, links, reports)
     code = ExitCode.OK if verdict.fit else ExitCode.NODE_UNFIT

@@ -8,6 +8,7 @@ script without Python reads, or writes where no rank could.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,13 @@ def listed_nodes(folder: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
-def write_verdict(folder: Path, verdict: Verdict, links: Links, reports: list[Report]) -> None:
+def write_verdict(
+    folder: Path,
+    verdict: Verdict,
+    links: Links,
+    reports: Sequence[Report],
+    skews: Mapping[str, float],
+) -> None:
     """Write ``summary.json``, and ``unfit`` where there is a node to name."""
     nodes = {report.node: {"ranks": 0, "findings": [], "versions": {}} for report in reports}
     for report in reports:
@@ -71,6 +78,7 @@ def write_verdict(folder: Path, verdict: Verdict, links: Links, reports: list[Re
         "fit": verdict.fit,
         "unfit": verdict.unfit,
         "common": verdict.common,
+        "clock_skew": skews,
         "busbw_within": links.within,
         "busbw_across": links.across,
         "nodes": nodes,
