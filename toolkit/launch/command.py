@@ -14,9 +14,12 @@ PER_RANK = """\
 export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
 """
-ONE_RANK = """\
+NOTE_START = """\
 start="on $(hostname), start ${SLURM_RESTART_COUNT:-0}"
 echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
+"""
+ONE_RANK = f"""\
+{NOTE_START}\
 trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@\""""
 TORCHRUN = """\

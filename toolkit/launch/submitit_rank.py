@@ -28,14 +28,17 @@ from typing import Any
 
 from toolkit.artifacts import MANIFEST, now, write_json, write_text
 from toolkit.errors import STOPPED, ExitCode, StageError
-from toolkit.launch.command import ONE_RANK
+from toolkit.launch.command import NOTE_START
 from toolkit.launch.going_on import GOING_ON, GoingOn, read_going_on
 from toolkit.tracking import PROGRESS
 from toolkit.worker import ERRORS
 
 SIGNAL = signal.SIGUSR2
 """What Slurm sends ahead of the time limit: submitit's own choice."""
-START = f"trap '' {SIGNAL.name.removeprefix('SIG')}  # it is submitit's\n{ONE_RANK}"
+START = f"""\
+{NOTE_START}\
+trap '' {SIGNAL.name.removeprefix("SIG")}  # it is submitit's
+exec "$@\""""
 """What bash runs first in the child. Slurm may signal a task alone, or all that it started: the
 worker must live through what is submitit's to act on."""
 
