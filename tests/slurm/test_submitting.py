@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from jobs import files, slurm, toolkit, until, wait
+from jobs import TRAINING, files, lay_out, slurm, toolkit, wait
 
 from toolkit.launch.submissions import sent_jobs
 
@@ -33,22 +34,6 @@ def test_an_array_of_four_makes_what_one_process_makes(folder: Path) -> None:
     assert "nothing to send" in again
 
 
-def test_a_refused_job_leaves_none_queued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "bin").mkdir()
-    shim = folder / "bin" / "sbatch"
-    real = slurm("which", "sbatch").strip()
-    shim.write_text(
-        f'#!/bin/bash\n[[ "$*" == *--parsable*corpus.finish.sh ]] && set -- --no-such-option "$@"\n'
-        f'exec {real} "$@"\n'
-    )
-    shim.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-    before = slurm("squeue", "-h", "-o", "%i").split()
-    output = toolkit("submit", "p.yaml", "--cluster", "c.yaml", code=2)
-    assert "'corpus.finish' (3 of 3)" in output and "no-such-option" in output
-    until(lambda: slurm("squeue", "-h", "-o", "%i").split() == before, "the queue as it was", 20)
-
-
 def test_what_slurm_would_refuse_is_told_before_anything_is_sent(folder: Path) -> None:
     profile = (folder / "c.yaml").read_text()
     (folder / "c.yaml").write_text(profile.replace("partition: batch", "partition: no-such-one"))
@@ -58,31 +43,47 @@ def test_what_slurm_would_refuse_is_told_before_anything_is_sent(folder: Path) -
     assert not list(folder.glob("runs/*/slurm/*"))
 
 
+SECRETS = {"PLANTED_KEY": "swordfish-0451", "PLANTED_FILE": "marlin-0452"}
+ASKING = """\
+#!/bin/bash
+# tells that it has the secrets, and what all can see of this machine meanwhile; fails where asked
+printf "%s %s" "$PLANTED_KEY" "$PLANTED_FILE" | sha256sum
+ps axww -o args > {folder}/seen-$SLURM_JOB_ID-$SLURM_PROCID
+scontrol show job -d "$SLURM_JOB_ID" >> {folder}/seen-$SLURM_JOB_ID-$SLURM_PROCID
+[[ $* != *runs/fails/* ]] || exit 77
+exec {python} "$@"
+"""
+
+
 def test_a_secret_reaches_the_job_and_nothing_else(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PLANTED_KEY", "swordfish-0451")
+    monkeypatch.setenv("PLANTED_KEY", SECRETS["PLANTED_KEY"])
     key = folder / "key"
-    key.write_text("marlin-0452")
+    key.write_text(SECRETS["PLANTED_FILE"])
     key.chmod(0o600)
     asking = folder / "python"
-    digest = 'printf "%s %s" "$PLANTED_KEY" "$PLANTED_FILE" | sha256sum'
-    asking.write_text(f'#!/bin/bash\n{digest}\nexec {sys.executable} "$@"\n')
+    asking.write_text(ASKING.format(folder=folder, python=sys.executable))
     asking.chmod(0o755)
     with (folder / "c.yaml").open("a") as stream:
         stream.write(f"secrets: [PLANTED_KEY]\nsecret_files: {{PLANTED_FILE: {key}}}\n")
-        stream.write(f"python: {asking}\n")
-    toolkit("submit", "p.yaml", "--cluster", "c.yaml", "--only", "vocabulary")
-    run = folder / "runs" / "data"
-    number = sent_jobs(run)["vocabulary"]["id"]
-    shown = slurm("scontrol", "show", "job", "-d", number)
-    shown += slurm("scontrol", "write", "batch_script", number, "-")
-    wait(run)
-    assert toolkit("status", str(run)).count("complete") == 1
-    for path in (p for p in run.rglob("*") if p.is_file() and "code" not in p.parts):
+        stream.write(f"python: {asking}\nrequeue: false\n")
+    shown = ""
+    for name in ("data", "fails"):
+        shown += toolkit("submit", "p.yaml", "--cluster", "c.yaml", "--run-dir", f"runs/{name}")
+        run = folder / "runs" / name
+        number = sent_jobs(run)["vocabulary"]["id"]
+        shown += slurm("scontrol", "write", "batch_script", number, "-")
+        wait(run)
+        shown += toolkit("status", str(run)) + toolkit("logs", str(run), "vocabulary", "--job")
+    assert shown.count("complete") == 2 and "failed" in shown
+    seen = list(folder.glob("seen-*"))
+    assert len(seen) == 1 + 4 + 1 + 1  # one, an array of four, its finish; and one that fails
+    for path in (*seen, *(p for p in (folder / "runs").rglob("*") if p.is_file())):
         shown += path.read_bytes().decode(errors="replace")
     assert "swordfish" not in shown and "marlin" not in shown
-    assert hashlib.sha256(b"swordfish-0451 marlin-0452").hexdigest() in shown
+    digest = hashlib.sha256(" ".join(SECRETS.values()).encode()).hexdigest()
+    assert shown.count(digest) >= len(seen)
 
 
 CONTAINER = """\
@@ -93,53 +94,95 @@ while [[ $1 != docker:toolkit ]]; do shift; done
 shift
 exec "$@"
 """
-
-
-@pytest.mark.parametrize(
-    ("runtime", "flags"),
-    [
-        ("apptainer", ["exec --bind={run}:{run} --bind=/data:/data:ro "]),
-        ("podman", ["run --rm", "--volume={run}:{run}", "--env=RANK ", "--env=Own_Name "]),
+RANK = """\
+#!/bin/bash
+# a stand-in for the worker, or for torchrun: tells what it was given
+echo "given $* RANK=${RANK-none} of ${WORLD_SIZE-none} at $MASTER_ADDR, ${Own_Name}"
+env | grep ^PYXIS_SHIM
+exit 0
+"""
+IMAGE = "image: 'docker:toolkit', mounts: ['/data:/data:ro']"
+TOLD = {
+    "apptainer": ["exec --nv --bind={run}:{run} --bind=/data:/data:ro "],
+    "podman": [
+        "run --rm",
+        "--device=nvidia.com/gpu=all",
+        "--volume={run}:{run} --volume=/data:/data:ro ",
+        "--env=RANK ",
+        "--env=Own_Name ",
     ],
-)
-def test_a_container_s_flags_arrive_in_the_task(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, flags: list[str]
-) -> None:
+}
+
+
+@pytest.fixture
+def containers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runtimes that can be tried: stand-ins of commands, and Slurm's own options of Pyxis."""
     (folder / "bin").mkdir()
-    command = folder / "bin" / runtime
-    command.write_text(CONTAINER.format(name=runtime, told=folder / "told"))
-    command.chmod(0o755)
+    for runtime in TOLD:
+        command = folder / "bin" / runtime
+        command.write_text(CONTAINER.format(name=runtime, told=folder / f"told-{runtime}"))
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-    container = f"runtime: {runtime}, image: 'docker:toolkit', mounts: ['/data:/data:ro']"
-    text = (folder / "c.yaml").read_text().replace("{OMP_WAIT_POLICY: PASSIVE}", "{Own_Name: a b}")
-    text += f"container: {{{container}}}\npython: {sys.executable}\n"
-    (folder / "c.yaml").write_text(text)
-    toolkit("submit", "p.yaml", "--cluster", "c.yaml", "--only", "vocabulary")
-    run = folder / "runs" / "data"
-    wait(run)
-    told = (folder / "told").read_text()
-    for flag in flags:
-        assert flag.format(run=run) in told
-    assert toolkit("status", str(run)).count("complete") == 1
+    pyxis = ["pyxis"] if "--container-image" in slurm("srun", "--help") else []
+    return [*TOLD, *pyxis]
 
 
-def test_what_pyxis_is_told_arrives_in_the_task(folder: Path) -> None:
-    if "--container-image" not in slurm("srun", "--help"):
-        pytest.skip(
-            "this Slurm has neither Pyxis nor the lab's stand-in for it (libslurm-dev, gcc)"
-        )
-    asking = folder / "python"
-    asking.write_text(f'#!/bin/bash\nenv | grep ^PYXIS_SHIM\nexec {sys.executable} "$@"\n')
-    asking.chmod(0o755)
-    container = "runtime: pyxis, image: registry/toolkit:1, mounts: ['/data:/data:ro']"
-    with (folder / "c.yaml").open("a") as stream:
-        stream.write(f"container: {{{container}}}\npython: {asking}\n")
-    toolkit("submit", "p.yaml", "--cluster", "c.yaml", "--only", "vocabulary")
-    run = folder / "runs" / "data"
-    wait(run)
-    told = toolkit("logs", str(run), "vocabulary").splitlines()
-    assert "PYXIS_SHIM_CONTAINER_IMAGE=registry/toolkit:1" in told
-    assert f"PYXIS_SHIM_CONTAINER_MOUNTS={run}:{run},/data:/data:ro" in told
-    assert any(line.startswith("PYXIS_SHIM_NO_CONTAINER_MOUNT_HOME=") for line in told)
-    names = next(line for line in told if line.startswith("PYXIS_SHIM_CONTAINER_ENV="))
-    assert {"RANK", "OMP_WAIT_POLICY", "PYTHONPATH"} <= set(names.partition("=")[2].split(","))
+def profile(folder: Path, runtime: str, launch: str, python: str) -> str:
+    """A profile with a container; its file."""
+    text = (folder / "c.yaml").read_text()
+    text = text.replace("environment:\n", "environment:\n  Own_Name: a b\n")
+    text += f"container: {{runtime: {runtime}, {IMAGE}}}\nlaunch: {launch}\npython: {python}\n"
+    file = folder / f"{runtime}-{launch}.yaml"
+    file.write_text(text + "requeue: false\n")
+    return str(file)
+
+
+def test_a_container_s_flags_arrive_in_every_rank(folder: Path, containers: list[str]) -> None:
+    lay_out(folder, TRAINING)
+    toolkit("run", "p.yaml", "--only", "vocabulary", "--only", "corpus", "--run-dir", "runs/made")
+    rank = folder / "python"
+    rank.write_text(RANK)
+    rank.chmod(0o755)
+    runs = {}
+    for runtime in containers:
+        for launch in ("srun", "torchrun"):
+            run = folder / "runs" / f"{runtime}-{launch}"
+            shutil.copytree(folder / "runs/made", run)
+            on = profile(folder, runtime, launch, str(rank))
+            toolkit("submit", "p.yaml", "--cluster", on, "--run-dir", str(run), "--only", "base")
+            runs[runtime, launch] = run
+    for (runtime, launch), run in runs.items():
+        wait(run)
+        logs = {p.name: p.read_text() for p in (run / "base/logs").glob("*.log")}
+        kind = "rank" if launch == "srun" else "node"
+        for number in range(2):
+            log = logs[f"{kind}-{number}.log"]
+            ranks = f"RANK={number} of 2" if launch == "srun" else "--nnodes=2 --nproc-per-node=1"
+            assert "given -m " in log and ranks in log and log.rstrip().count(", a b") == 1, log
+            if runtime == "pyxis":
+                _check_pyxis(log, run)
+        for flag in TOLD.get(runtime, ()):
+            told = (folder / f"told-{runtime}").read_text()
+            assert sum(flag.format(run=run) in line for line in told.splitlines()) >= 2
+
+
+def _check_pyxis(log: str, run: Path) -> None:
+    told = dict(line.split("=", 1) for line in log.splitlines() if line.startswith("PYXIS_SHIM_"))
+    assert told["PYXIS_SHIM_CONTAINER_IMAGE"] == "docker:toolkit"
+    assert told["PYXIS_SHIM_CONTAINER_MOUNTS"] == f"{run}:{run},/data:/data:ro"
+    assert "PYXIS_SHIM_NO_CONTAINER_MOUNT_HOME" in told
+    names = told["PYXIS_SHIM_CONTAINER_ENV"].split(",")
+    assert {"RANK", "MASTER_ADDR", "Own_Name", "PYTHONPATH"} <= set(names)
+
+
+def test_a_stage_runs_in_each_container(folder: Path, containers: list[str]) -> None:
+    for runtime in containers:
+        on = profile(folder, runtime, "srun", sys.executable)
+        where = ("--run-dir", f"runs/{runtime}", "--only", "vocabulary")
+        output = toolkit("submit", "p.yaml", "--cluster", on, *where)
+        assert "/data is not on this machine" in output
+        seen = runtime == "apptainer"  # which mounts /tmp by itself
+        assert ("a.jsonl is not mounted into the container" not in output) == seen
+    for runtime in containers:
+        wait(folder / "runs" / runtime)
+        assert toolkit("status", f"runs/{runtime}").count("complete") == 1
