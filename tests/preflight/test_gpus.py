@@ -9,12 +9,13 @@ from toolkit.preflight.gpus import (
     others,
     parse_csv,
     remapping,
+    visible,
     xids,
 )
 
 TWO = """\
-GPU-aaaa, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
-GPU-bbbb, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
+0, GPU-aaaa, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
+1, GPU-bbbb, NVIDIA H100 80GB HBM3, 550.90.07, 81559, 4, 0, No
 """
 DMESG = """\
 [    4.101290] NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.90.07
@@ -53,19 +54,21 @@ def test_memory_that_somebody_holds_is_found() -> None:
 def test_rows_that_wait_for_a_reset_are_found_however_the_driver_says_it() -> None:
     for yes, no in (("Yes", "No"), ("1", "0")):
         text = f"GPU-aaaa, {no}, {no}\nGPU-bbbb, {yes}, {no}\nGPU-cccc, {no}, {yes}\n"
-        found = remapping((text, ""))
+        found = remapping((text, ""), {"GPU-aaaa", "GPU-bbbb", "GPU-cccc"})
         assert found.failed
         assert (
             found.detail == "GPU-bbbb waits for a reset; GPU-cccc has rows that can't be remapped"
         )
-    assert not remapping(("GPU-aaaa, No, No\n", "")).failed
-    assert not remapping(("", "ended with 2: not supported")).failed
+        assert not remapping((text, ""), {"GPU-aaaa"}).failed
+    assert not remapping(("", "ended with 2: not supported"), {"GPU-aaaa"}).failed
 
 
 def test_somebody_else_s_process_is_named() -> None:
-    found = others(("GPU-aaaa, 4242, /usr/bin/python3, 1024\n", ""))
+    text = "GPU-aaaa, 4242, /usr/bin/python3, 1024\n"
+    found = others((text, ""), {"GPU-aaaa"})
     assert found.failed and found.detail == "/usr/bin/python3 (pid 4242) on GPU-aaaa"
-    assert not others(("", "")).failed
+    assert not others((text, ""), {"GPU-bbbb"}).failed  # of another job, on a shared node
+    assert not others(("", ""), {"GPU-aaaa"}).failed
     assert parse_csv("No running processes found\n", APP_FIELDS) == []
 
 
@@ -76,6 +79,14 @@ def test_xids_of_the_hardware_within_a_day_count() -> None:
     assert not xids((DMESG, ""), uptime=90_000 + 2 * 86_400).failed
     hidden = xids(("", "ended with 1: dmesg: read kernel buffer failed"), 1.0)
     assert not hidden.failed and hidden.detail.startswith("not known")
+
+
+def test_only_the_job_s_gpus_of_a_shared_node_are_looked_at() -> None:
+    known = gpus(TWO)
+    assert [gpu["uuid"] for gpu in visible(known, "1")] == ["GPU-bbbb"]
+    assert [gpu["uuid"] for gpu in visible(known, "GPU-aaaa")] == ["GPU-aaaa"]
+    for named in (None, "", "4,5", "0,7", "MIG-1234"):  # or counted anew by a container
+        assert visible(known, named) == known
 
 
 def test_gpus_that_are_missing_are_counted() -> None:

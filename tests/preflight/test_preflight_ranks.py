@@ -32,6 +32,18 @@ sys.exit(main(sys.argv[1:]))
 """,
 )
 """A rank whose all-reduces take 0.7 s more: 8 MiB at 0.016 GB/s."""
+HANGING = (
+    "-c",
+    """
+import sys, time
+from toolkit.preflight import rank
+from toolkit.preflight.__main__ import main
+rank.GRACE = 2
+rank.look_at_node = lambda *_: time.sleep(3600)
+sys.exit(main(sys.argv[1:]))
+""",
+)
+"""A rank that never comes to an end while it looks at its node."""
 BROKEN = ("-c", "raise SystemExit(77)")
 
 
@@ -86,10 +98,11 @@ def test_a_slow_link_and_a_floor_name_the_node(tmp_path: Path) -> None:
     assert unfit.startswith("n1\tall-reduce with every other node: ") and unfit.count("\n") == 1
 
 
-def test_a_node_that_does_not_come_is_named_in_time(tmp_path: Path) -> None:
-    codes, log, summary = preflight(tmp_path, {"timeout_seconds": 20}, PLAIN, BROKEN, PLAIN)
-    assert codes == [ExitCode.NODE_UNFIT, 77, ExitCode.NODE_UNFIT]
-    assert list(summary["unfit"]) == ["n1"] and "start: no rank of it has begun" in log
+def test_nodes_that_do_not_come_or_hang_are_named_in_time(tmp_path: Path) -> None:
+    codes, log, summary = preflight(tmp_path, {"timeout_seconds": 20}, PLAIN, BROKEN, HANGING)
+    assert codes == [ExitCode.NODE_UNFIT, 77, 1]
+    assert list(summary["unfit"]) == ["n1", "n2"] and "n1: start: no rank of it has begun" in log
+    assert "n2: look: rank 2 began, and came to no end" in log
 
 
 def test_a_floor_that_all_nodes_miss_is_the_user_s_to_mend(tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def test_versions_that_differ_name_the_odd_one_and_of_two_both() -> None:
     assert mixed.common == ["versions: driver is 1 on 2 nodes, 2 on 2 nodes"] and not mixed.unfit
 
 
+def test_what_only_the_first_rank_of_a_node_knows_is_compared() -> None:
+    first = [report(2 * i, node, versions={"driver": str(i)}) for i, node in enumerate("ab")]
+    second = [report(2 * i + 1, node, versions={}) for i, node in enumerate("ab")]
+    assert set(judge([*first, *second], {}, SETTINGS).unfit) == {"a", "b"}
+
+
 def test_a_clock_that_is_off_is_named_even_when_it_is_rank_0_s() -> None:
     reports = [report(i, node) for i, node in enumerate("abc")]
     slow = judge(reports, {"a": 0.0, "b": 0.1, "c": -9.0}, SETTINGS).unfit

@@ -11,8 +11,9 @@ from toolkit.launch.cluster import Cluster
 from toolkit.launch.command import step_command, task_script
 from toolkit.launch.spec import LaunchSpec
 
-MARGIN = 360
-"""Seconds beyond ``timeout_seconds`` until the step is killed: its ranks end themselves before."""
+MARGIN = 720
+"""Seconds beyond ``timeout_seconds`` until the step is killed: even where every all-reduce hangs,
+its ranks have ended themselves before."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,6 @@ from toolkit.preflight.config import Preflight
 from toolkit.preflight.rank import Place, run_rank
 from toolkit.preflight.record import attempt_folder
 
-MEASURES = 300
-"""Seconds beyond ``timeout_seconds`` for all that is measured; then stacks are written, and the
-process ends, whatever holds it."""
-
 
 def main(arguments: list[str]) -> int:
     """Run one rank; returns the process's exit code."""
@@ -38,7 +34,6 @@ def main(arguments: list[str]) -> int:
     gpus = 0 if os.environ.get("TOOLKIT_DEVICE") == "cpu" else int(given.pop("gpus", 0))
     given.pop("gpus", None)
     settings = Preflight.model_validate(given)
-    faulthandler.dump_traceback_later(settings.timeout_seconds + MEASURES, exit=True)
     stage = Path(arguments[0]).resolve()
     folder = attempt_folder(stage)
     folder.mkdir(parents=True, exist_ok=True)

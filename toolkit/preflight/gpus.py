@@ -7,15 +7,17 @@ package of Python's. Its documented CSV queries are used, with fields of every d
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.preflight.report import Finding
 
 GPU_FIELDS = (
+    "index",
     "uuid",
     "name",
     "driver_version",
@@ -57,7 +59,18 @@ def driver() -> tuple[list[dict[str, str]], Finding | None]:
     text, wrong = _ask("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", *_CSV)
     if wrong:
         return [], Finding("GPUs", f"nvidia-smi {wrong}", failed=True)
-    return parse_csv(text, GPU_FIELDS), None
+    return visible(parse_csv(text, GPU_FIELDS), os.environ.get("CUDA_VISIBLE_DEVICES")), None
+
+
+def visible(known: list[dict[str, str]], named: str | None) -> list[dict[str, str]]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID: the job's, on a shared node.
+
+    All of them where it names one that is not there: a container, or Slurm's cgroup, shows the
+    job's GPUs alone, and may count them anew.
+    """
+    names = [name.strip() for name in (named or "").split(",") if name.strip()]
+    chosen = [gpu for gpu in known if gpu["index"] in names or gpu["uuid"] in names]
+    return chosen if names and len(chosen) == len(names) else known
 
 
 def look_at_gpus(known: Sequence[Mapping[str, str]], wanted: int) -> Iterator[Finding]:
@@ -76,8 +89,11 @@ def look_at_gpus(known: Sequence[Mapping[str, str]], wanted: int) -> Iterator[Fi
     yield count
     yield ecc(known)
     yield memory(known)
-    yield remapping(_ask("nvidia-smi", f"--query-remapped-rows={','.join(ROW_FIELDS)}", *_CSV))
-    yield others(_ask("nvidia-smi", f"--query-compute-apps={','.join(APP_FIELDS)}", *_CSV))
+    own = {gpu["uuid"] for gpu in known}
+    rows = _ask("nvidia-smi", f"--query-remapped-rows={','.join(ROW_FIELDS)}", *_CSV)
+    apps = _ask("nvidia-smi", f"--query-compute-apps={','.join(APP_FIELDS)}", *_CSV)
+    yield remapping(rows, own)
+    yield others(apps, own)
     yield xids(_ask("dmesg"), float(Path("/proc/uptime").read_text().split()[0]))
 
 
@@ -85,7 +101,7 @@ def ecc(known: Sequence[Mapping[str, str]]) -> Finding:
     """Uncorrected errors since the driver was loaded, and pages that wait to be retired."""
     wrong = []
     for gpu in known:
-        errors, pages = gpu[GPU_FIELDS[5]], gpu[GPU_FIELDS[6]]
+        errors, pages = (gpu[name] for name in GPU_FIELDS[-2:])
         if errors.isdigit() and int(errors):
             wrong.append(f"{gpu['uuid']} has {errors} uncorrected errors since it was reset")
         if _yes(pages):
@@ -104,13 +120,15 @@ def memory(known: Sequence[Mapping[str, str]]) -> Finding:
     return Finding("GPU memory", "; ".join(used) or "free", failed=bool(used))
 
 
-def remapping(answer: tuple[str, str]) -> Finding:
+def remapping(answer: tuple[str, str], own: Collection[str]) -> Finding:
     """Rows of memory that wait for a reset, or could not be remapped."""
     text, wrong = answer
     if wrong:
         return Finding("row remapping", f"not known: nvidia-smi {wrong}")
     bad = []
     for gpu in parse_csv(text, ROW_FIELDS):
+        if gpu["gpu_uuid"] not in own:
+            continue
         if _yes(gpu["remapped_rows.pending"]):
             bad.append(f"{gpu['gpu_uuid']} waits for a reset")
         if _yes(gpu["remapped_rows.failure"]):
@@ -118,7 +136,7 @@ def remapping(answer: tuple[str, str]) -> Finding:
     return Finding("row remapping", "; ".join(bad) or "none waits", failed=bool(bad))
 
 
-def others(answer: tuple[str, str]) -> Finding:
+def others(answer: tuple[str, str], own: Collection[str]) -> Finding:
     """Processes on the GPUs before any of this job's."""
     text, wrong = answer
     if wrong:
@@ -126,12 +144,15 @@ def others(answer: tuple[str, str]) -> Finding:
     found = [
         f"{app['process_name']} (pid {app['pid']}) on {app['gpu_uuid']}"
         for app in parse_csv(text, APP_FIELDS)
+        if app["gpu_uuid"] in own
     ]
     return Finding("GPU processes", "; ".join(found) or "none", failed=bool(found))
 
 
 def xids(answer: tuple[str, str], uptime: float) -> Finding:
-    """Xid errors of the last day that hardware or the driver has made.
+    """Xid errors of the last day that hardware or the driver has made, on any GPU of the node.
+
+    One that fell off the bus is in no list of GPUs any more.
 
     Args:
         answer: of ``dmesg``, with seconds since the start of the machine.

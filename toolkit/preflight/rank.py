@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import time
 from collections.abc import Iterator
@@ -26,10 +27,13 @@ from toolkit.preflight.report import Finding, Report, read_report
 from toolkit.preflight.verdict import Verdict, absent, judge
 
 logger = logging.getLogger("toolkit.preflight")
-MEASURING = 150.0
-"""Seconds for one round of all-reduces: groups give up before."""
+MEASURING = 100.0
+"""Seconds for one round of all-reduces: a group gives up its meeting, or its work, before."""
 CLOCK = 20.0
 FAREWELL = 5.0
+GRACE = 30.0
+"""Seconds beyond the time of whatever a rank is at, until it writes its stacks to its log and ends,
+whatever holds it: a driver that hangs, say."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def run_rank(stage: Path, folder: Path, place: Place, settings: Preflight) -> Ex
         OK; NODE_UNFIT where a node is named; USER_ERROR where all nodes fail alike.
     """
     deadline = time.monotonic() + settings.timeout_seconds
+    _end_after(settings.timeout_seconds)
     started = time.monotonic()
     report = Report(place.rank, place.local_rank, place.node)
     leave_word(folder, report)
@@ -79,6 +84,11 @@ def run_rank(stage: Path, folder: Path, place: Place, settings: Preflight) -> Ex
     except Silence as error:
         logger.error("%s", error)
         return ExitCode.NODE_UNFIT
+
+
+def _end_after(seconds: float) -> None:
+    """Wind up the clock that ends this process when it hangs; a thread in C keeps it."""
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
 
 
 def _look(report: Report, stage: Path, place: Place, settings: Preflight) -> Report:
@@ -125,6 +135,7 @@ class Chair:
 
     def tell(self, what: str, **more: Any) -> None:
         """Tell every rank what is next."""
+        _end_after(MEASURING)
         self.meeting.say(f"step/{self.steps}", {"do": what, **more})
         self.steps += 1
 
@@ -171,6 +182,7 @@ def _clocks(chair: Chair, reports: list[Report]) -> tuple[dict[str, float], list
     skews = {chair.place.node: 0.0}
     silent = []
     for node, rank in asked.items():
+        _end_after(CLOCK)
         try:
             skews[node] = chair.meeting.ask_clock(rank, CLOCK)
         except ToolkitError as error:
@@ -216,8 +228,11 @@ def _reduce(meeting: Any, place: Place, name: str, groups: Any) -> float:
 def _follow(meeting: Any, place: Place, deadline: float) -> ExitCode:
     """Any other rank: do what rank 0 says, until it says that this is the end."""
     for number, seconds in enumerate(_patience(deadline)):
+        _end_after(seconds)
         step = meeting.hear(f"step/{number}", seconds)
+        _end_after(MEASURING)
         if step["do"] == "clock" and place.rank in step["ranks"]:
+            _end_after(len(step["ranks"]) * CLOCK)
             meeting.answer_clock(place.rank, len(step["ranks"]) * CLOCK)
         elif step["do"] == "reduce":
             figure = _reduce(meeting, place, step["name"], step["groups"])

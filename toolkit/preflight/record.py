@@ -72,7 +72,7 @@ def write_verdict(
         entry: dict[str, Any] = nodes[report.node]
         entry["ranks"] += 1
         entry["findings"] += [asdict(finding) for finding in report.findings]
-        entry["versions"] = dict(report.versions)
+        entry["versions"] |= report.versions
         entry["seconds"] = round(max(report.seconds, entry.get("seconds", 0.0)), 2)
     summary = {
         "fit": verdict.fit,

@@ -14,7 +14,7 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, Store
 
 logger = logging.getLogger("toolkit.preflight")
-SECONDS = 60.0
+SECONDS = 45.0
 """For a group to meet and for its all-reduces; more means that one of them hangs."""
 BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
 """Large enough for the bandwidth to count, and not the latency; gloo is a hundred times slower."""

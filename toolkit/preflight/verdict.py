@@ -80,7 +80,9 @@ def _shared_gpus(verdict: Verdict, reports: Sequence[Report]) -> None:
 
 def _versions(verdict: Verdict, reports: Sequence[Report]) -> None:
     """A node whose versions are not those of most nodes; of two that differ, both."""
-    by_node = {report.node: report.versions for report in reports}
+    by_node: dict[str, dict[str, str]] = {}
+    for report in reports:  # only a node's first rank asks the driver
+        by_node.setdefault(report.node, {}).update(report.versions)
     for name in dict.fromkeys(key for versions in by_node.values() for key in versions):
         have = {node: versions.get(name, "none") for node, versions in by_node.items()}
         counts = Counter(have.values())

@@ -137,7 +137,7 @@ echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
 trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
 code=0
-timeout --kill-after=30 660 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
+timeout --kill-after=30 1020 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
     --container-env=TORCH_NCCL_DUMP_ON_TIMEOUT,TORCH_NCCL_TRACE_BUFFER_SIZE,TORCH_FR_BUFFER_SIZE,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,TORCH_NCCL_AVOID_RECORD_STREAMS,PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,CUDA_DEVICE_MAX_CONNECTIONS,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,TOOLKIT_QUIET_STOP,TOOLKIT_WATCHDOG,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \

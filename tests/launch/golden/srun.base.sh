@@ -136,7 +136,7 @@ echo "--- $(date -u +%FT%TZ) rank $RANK of $WORLD_SIZE $start"
 trap "" USR1  # until the rank listens itself: by default it would die of it
 exec "$@"'
 code=0
-timeout --kill-after=30 660 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
+timeout --kill-after=30 1020 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
     bash -c "$look" rank \
     /venv/bin/python -m toolkit.preflight /shared/runs/tiny/base '{"gpus": 8}' &
 wait "$!" || code=$?
