@@ -76,12 +76,20 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised by a stop signal where the stage stands.
+
+    A class of its own: where a plain KeyboardInterrupt leaves ``exec`` of a text, as imports do,
+    ``python -m`` ends by SIGINT even when it was caught (``unhandled_keyboard_interrupt`` in
+    CPython's ``pythonrun.c``); to srun that is a crash.
+    """
+
+
 class StopRequest:
     """Whether someone asked this process to stop (SIGTERM, SIGINT, SIGUSR1).
 
-    By default a signal ends the stage where it stands, by ``KeyboardInterrupt``. A stage that can
-    save first wraps its loop in ``with context.stop.deferred():`` and looks at ``requested``
-    between steps.
+    By default a signal ends the stage where it stands, by ``Stopped``. A stage that can save first
+    wraps its loop in ``with context.stop.deferred():`` and looks at ``requested`` between steps.
     """
 
     def __init__(self) -> None:
@@ -107,7 +115,7 @@ class StopRequest:
         self._deferred = False
         try:
             if self.signal is not None:
-                raise KeyboardInterrupt(self.signal.name)
+                raise Stopped(self.signal.name)
             yield
         finally:
             self._deferred = True
@@ -124,7 +132,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         if not self._deferred:
-            raise KeyboardInterrupt(self.signal.name)
+            raise Stopped(self.signal.name)
 
 
 @dataclass(frozen=True)
