@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import filecmp
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.launch.code import Code
+from toolkit.launch.code import DIFF, RECORD, Code
 from toolkit.launch.render import RenderedJob
 from toolkit.launch.submissions import last_scripts, read_submissions
 
@@ -27,14 +28,13 @@ def changes(run: Path, jobs: Sequence[RenderedJob], code: Code | None) -> str:
     if not sent:
         return ""
     before = last_scripts(run)
-    after = {job.file: job.text for job in jobs}
     for old in [s.code for s in sent]:  # scripts hold the code's digest: that is told below
         if code and old:
             before = {n: t.replace(old["digest"], code.digest) for n, t in before.items()}
     lines = list(_code_lines(run, sent[-1].code, code))
-    new = [name.removesuffix(".sh") for name in after if name not in before]
+    new = [job.name for job in jobs if job.file not in before]
     lines += [f"new: {named(new)}"] if new else []
-    lines += _script_lines(before, after)
+    lines += _script_lines(before, jobs)
     return "\n".join(lines)
 
 
@@ -63,21 +63,21 @@ def _code_lines(run: Path, old: Mapping[str, object] | None, code: Code | None) 
         if not (packed / name).is_file()
         or not filecmp.cmp(packed / name, code.root / name, shallow=False)
     ]
-    here = {*code.files, *(p.name for p in packed.iterdir() if p.is_file())}
+    here = {*code.files, RECORD, DIFF}
     there = (str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file())
     differs += sorted(f"{name} (gone)" for name in there if name not in here)
     yield f"code: {commit}; changed: {named(differs)}"
 
 
-def _script_lines(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Each change under the names of the scripts that have it."""
+def _script_lines(before: Mapping[str, str], jobs: Sequence[RenderedJob]) -> list[str]:
+    """Each change under the names of the jobs that have it."""
     found: dict[Change, list[str]] = {}
     shown: dict[Change, Change] = {}
-    for name, text in after.items():
-        job = name.removesuffix(".sh")
-        for change in _changes(before.get(name, text).splitlines(), text.splitlines()):
+    for job in jobs:
+        old = before.get(job.file, job.text)
+        for change in _changes(old.splitlines(), job.text.splitlines()):
             alike = _without_names(change, job)
-            found.setdefault(alike, []).append(job)
+            found.setdefault(alike, []).append(job.name)
             shown.setdefault(alike, change)
     lines = []
     for alike, names in found.items():
@@ -95,14 +95,8 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[Change]:
             yield tuple(old[a:b]), tuple(new[c:d])
 
 
-def _without_names(change: Change, job: str) -> Change:
-    """A change as any other job would have it: its name and its stage's name left out."""
-    stage = job.rpartition(".")[0] or job
-    gone, came = (
-        tuple(
-            line.replace(f".{job}", ".<>").replace(f"/{stage}/", "/<>/").replace(job, "<>")
-            for line in lines
-        )
-        for lines in change
-    )
+def _without_names(change: Change, job: RenderedJob) -> Change:
+    """A change as any other job would have it: its name and its stage's folder left out."""
+    names = re.compile(rf"(?<=[./]){re.escape(job.name)}\b|(?<=/){re.escape(job.stage)}\b")
+    gone, came = (tuple(names.sub("<>", line) for line in lines) for lines in change)
     return gone, came
