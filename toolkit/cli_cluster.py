@@ -53,13 +53,16 @@ def render(
     from toolkit.launch.submissions import write_scripts
 
     found = prepare(Request(file, cluster, overrides or (), only or (), run_dir))
+    by_submitit = any(job.sender == "submitit" for job in found.jobs)
     if output is not None:
         write_scripts(output, found.jobs, found.run.folder.name)
-        typer.echo(f"{len(found.jobs)} scripts and submit.sh in {output}")
+        more = "; submitit sends them" if by_submitit else " and submit.sh"
+        typer.echo(f"{len(found.jobs)} scripts{more}: {output}")
         return
     for job in found.jobs:
         typer.echo(f"{'#' * 20} {job.file}\n{job.text}")
-    typer.echo(f"{'#' * 20} submit.sh\n{render_submit(found.jobs, found.run.folder.name)}")
+    if not by_submitit:
+        typer.echo(f"{'#' * 20} submit.sh\n{render_submit(found.jobs, found.run.folder.name)}")
 
 
 @cluster.command(
