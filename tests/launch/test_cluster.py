@@ -9,8 +9,9 @@ from profiles import CPU, GPU, IMAGE, TEXT, profile
 from pydantic import ValidationError
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.launch.check import load_for, mount_warnings
+from toolkit.launch.check import hidden_warnings, load_for, mount_warnings
 from toolkit.launch.cluster import load_cluster
+from toolkit.pipeline.run import Run, fresh_tasks
 from toolkit.pipeline.source import Source
 from toolkit.quantities import megabytes, minutes, time_text
 from toolkit.share import share
@@ -64,10 +65,12 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         ({"node": {"cpus": 1, "memory": "12"}}, "64G"),
         ({"partition": "a b"}, "without spaces"),
         ({"options": ["-x"]}, "one option of sbatch"),
+        ({"options": ["--requeue"]}, "is set by the toolkit"),
         ({"container": {"runtime": "none", "image": "x"}}, "go together"),
         ({"container": IMAGE | {"runtime": "pyxis", "mounts": ["data:/data"]}}, "/CONTAINER"),
         ({"secrets": ["KEY"], "environment": {"KEY": "x"}}, "is given another way"),
         ({"prolog": ["a\nb"]}, "one line"),
+        ({"chain": 3, "submit_with": "submitit"}, "submitit requeues, and has no chains"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -119,6 +122,17 @@ def problems(folder: Path, resources: str, **changes: Any) -> list[str]:
     return [f"{p.line} {p.key}: {p.message}" for p in found]
 
 
+def test_an_array_has_no_chain(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(TEXT.replace("{nodes: 2, ntasks_per_node: 4}", "{nodes: 2, chain: 3}"))
+    with pytest.raises(ConfigError, match=r"corpus.resources.chain: a stage whose tasks are an a"):
+        load_for(file, (), profile(CPU), Source({}))
+    file.write_text(TEXT.replace("vocab_size: 300}", "vocab_size: 300, resources: {chain: 2}}"))
+    with pytest.raises(ConfigError, match=r"vocabulary.resources.chain: submitit requeues"):
+        load_for(file, (), profile(CPU, submit_with="submitit"), Source({}))
+    load_for(file, (), profile(CPU), Source({}))
+
+
 def test_what_the_cluster_does_not_have_is_told_with_its_line(tmp_path: Path) -> None:
     asked = "{nodes: 4, ntasks_per_node: 16, cpus_per_task: 20, memory_per_node: 3T, "
     found = problems(
@@ -159,6 +173,29 @@ def test_a_profile_s_own_limits_image_and_secrets_are_looked_at(
 def test_a_folder_to_mount_may_be_on_the_nodes_alone() -> None:
     cluster = profile(CPU, container=IMAGE | {"runtime": "podman", "mounts": ["/no/where:/data"]})
     assert mount_warnings(cluster) == ["container.mounts: /no/where is not on this machine"]
+
+
+def test_what_a_container_does_not_see_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("words")
+    (tmp_path / "p.yaml").write_text(
+        "name: p\nstages:\n  v: {kind: train-tokenizer, sources: [data/a.txt], vocab_size: 300}\n"
+    )
+    data = tmp_path / "data"
+    image = {"runtime": "podman", "image": "registry/toolkit:1"}
+
+    def told(*mounts: str, run: Path = tmp_path / "run", **changes: Any) -> list[str]:
+        cluster = profile(CPU, container=image | {"mounts": list(mounts)}, **changes)
+        loaded = load_for(tmp_path / "p.yaml", (), cluster, Source({}))
+        return hidden_warnings(cluster, Run(run, tuple(fresh_tasks(loaded, run))))
+
+    hidden = "is not mounted into the container under its own name"
+    assert told() == [f"stages.v: {data}/a.txt {hidden}"]
+    assert told(f"{data}:/data") == told()  # the pipeline's paths are those of outside
+    assert told(f"{tmp_path}:{tmp_path}:ro") == []
+    home = told(f"{data}:{data}", environment={"HF_HOME": str(tmp_path)})
+    assert home == [f"environment.HF_HOME: {tmp_path} {hidden}"]
+    assert told(run=tmp_path) == []
 
 
 def test_a_kind_s_resources_stand_where_the_stage_says_nothing(tmp_path: Path) -> None:

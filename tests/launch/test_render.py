@@ -174,6 +174,35 @@ def test_requeue_or_not_and_never_both(tmp_path: Path) -> None:
         assert ("scontrol requeue" in text) == requeue
 
 
+def test_a_chain_is_sent_in_place_of_a_requeue(tmp_path: Path) -> None:
+    jobs = rendered(tmp_path, CLUSTERS["chain"], TEXT + AFTER)
+    for name in ("base.1", "base.2", "base.3"):
+        assert "--no-requeue" in options(jobs[name].text)
+        assert "scontrol requeue" not in jobs[name].text
+    assert "--requeue" in options(jobs["vocabulary"].text)  # one process: no chain by the profile
+    own = TEXT.replace("nodes: 2, ntasks_per_node: 8", "nodes: 2, ntasks_per_node: 8, chain: 1")
+    assert "--requeue" in options(rendered(tmp_path, CLUSTERS["chain"], own)["base"].text)
+
+
+def test_what_needs_a_chain_waits_for_any_link_or_for_its_end(tmp_path: Path) -> None:
+    jobs = rendered(tmp_path, CLUSTERS["chain"], TEXT + AFTER)
+    ids = {"corpus.finish": "9", "base.1": "11", "base.2": "12", "base.3": "13", "more": "20"}
+
+    def after(name: str, known: dict[str, str]) -> str:
+        [word] = [w for w in jobs[name].command(known, "x.sh") if w.startswith("--dependency")]
+        return word.removeprefix("--dependency=")
+
+    assert after("base.1", ids) == "afterok:9"
+    assert after("base.2", ids) == "afterok:9,afterany:11"
+    assert after("base-hf", ids) == "afterok:11?afterok:12?afterok:13"
+    left = {"base.2": "12", "base.3": "13"}  # of a chain that is under way
+    assert after("base-hf", left) == "afterok:12?afterok:13"
+    assert after("again.1", ids) == "afterok:20,afterany:13"
+    assert after("again.2", ids | {"again.1": "21"}) == "afterok:20,afterany:13:21"
+    with pytest.raises(AssertionError, match="no id of base"):
+        jobs["base-hf"].command({}, "x.sh")
+
+
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_a_quoted_value_reaches_bash_as_it_is(value: str) -> None:

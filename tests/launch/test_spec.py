@@ -1,10 +1,11 @@
 """Which jobs a stage becomes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.errors import ExitCode
 from toolkit.launch.run import execute
-from toolkit.launch.spec import LaunchSpec, launch_specs
+from toolkit.launch.spec import LaunchSpec, launch_specs, run_specs
 from toolkit.pipeline.loading import load_pipeline
 from toolkit.pipeline.run import Run, plan_run
 from toolkit.pipeline.state import read_state
@@ -58,6 +59,19 @@ def test_one_rank_does_all_phases_in_one_job(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(text)
     run = plan_run(load_pipeline(tmp_path / "p.yaml"), tmp_path / "b" / "run")
     assert shape(specs(run, "corpus")) == [(1, None)]
+
+
+def test_a_job_waits_for_no_stage_that_another_waits_for(tmp_path: Path) -> None:
+    run = plan(tmp_path)
+    needs = {"vocabulary": [], "corpus": ["vocabulary"], "base": ["vocabulary", "corpus"]}
+    found = {spec.name: spec for spec in run_specs(run, needs, "python", chain=2)}
+    assert list(found) == ["vocabulary", "corpus.shards", "corpus.finish", "base.1", "base.2"]
+    assert found["base.2"].dependencies == ("corpus.finish",)
+    assert found["base.2"].needs == (run.folder / "corpus",)
+    done = Run(run.folder, tuple(replace(t, action="skip") for t in run.tasks[1:2]))
+    done = Run(run.folder, (run.tasks[0], *done.tasks, run.tasks[2]))
+    found = {spec.name: spec for spec in run_specs(done, needs, "python")}
+    assert found["base"].dependencies == ("vocabulary",)  # corpus is there, and waits for nothing
 
 
 def test_ranks_on_this_machine_share_the_shards(tmp_path: Path) -> None:
