@@ -92,6 +92,8 @@ def test_every_job_is_sent_behind_what_it_needs_and_recorded(folder: Path) -> No
         f"{after}:101 runs/two/slurm/0001/corpus.shards.sh",
         f"{after}:102 runs/two/slurm/0001/corpus.finish.sh",
     ]
+    tests = [li for li in (folder / "calls").read_text().splitlines() if "--test-only" in li]
+    assert len(tests) == 2  # the first job and the last one ask for the same
     [submission] = read_submissions(folder / "runs/two")
     assert [job["id"] for job in submission.jobs] == ["101", "102", "103"]
     assert (folder / "runs/two/corpus/stage.yaml").is_file()

@@ -124,9 +124,9 @@ def hidden_warnings(cluster: Cluster, run: Run) -> list[str]:
         return []
     seen = [run.folder, *_seen(cluster)]
     asked = {
-        f"stages.{task.name}: {reference}": Path(i["folder"])
+        f"stages.{task.name}: {i['folder']}": Path(i["folder"])
         for task in run.tasks
-        for reference, i in task.file.inputs.items()
+        for i in task.file.inputs.values()
         if Path(i["folder"]).is_absolute()
     }
     asked |= {
@@ -135,7 +135,7 @@ def hidden_warnings(cluster: Cluster, run: Run) -> list[str]:
         if str(value).startswith("/") and Path(str(value)).exists()
     }
     return [
-        f"{what}: {path} is not mounted into the container under its own name"
+        f"{what} is not mounted into the container under its own name"
         for what, path in asked.items()
         if not any(path.is_relative_to(folder) for folder in seen)
     ]

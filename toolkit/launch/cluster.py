@@ -39,6 +39,39 @@ OURS = frozenset(
     }
 )
 """What every job sets by itself."""
+OUR_OPTIONS = frozenset(
+    {
+        "--account",
+        "--array",
+        "--constraint",
+        "--cpus-per-task",
+        "--dependency",
+        "--error",
+        "--exclude",
+        "--exclusive",
+        "--export",
+        "--gpus-per-node",
+        "--job-name",
+        "--kill-on-invalid-dep",
+        "--mem",
+        "--no-requeue",
+        "--nodes",
+        "--ntasks",
+        "--ntasks-per-node",
+        "--open-mode",
+        "--output",
+        "--parsable",
+        "--partition",
+        "--qos",
+        "--requeue",
+        "--reservation",
+        "--segment",
+        "--signal",
+        "--time",
+        "--wait",
+    }
+)
+"""The options of sbatch that every job, or its submission, has by itself."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -59,6 +92,10 @@ def _valid_line(text: str) -> str:
 def _valid_option(text: str) -> str:
     if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s\"'\\#]+)?", text):
         raise ValueError("must be one option of sbatch, such as --switches=1")
+    if text.partition("=")[0] in OUR_OPTIONS:
+        raise ValueError(
+            "is set by the toolkit: from the profile, a stage's resources, or the graph"
+        )
     return text
 
 
