@@ -109,8 +109,13 @@ def test_a_crash_is_started_again_while_it_comes_further(cluster: Cluster) -> No
     noted = read_going_on(cluster.run / "base")["base"]
     assert (noted.job, noted.restarts, noted.max_restarts, noted.step) == ("42", 1, 2, 7)
     assert not noted.ended
-    code, output = cluster.ends(CODE=137, SLURM_RESTART_COUNT=1)
-    assert (code, cluster.calls()) == (137, [])
+    script = cluster.start(CODE=137, SLEEP=1, SLURM_RESTART_COUNT=1)
+    while not cluster.calls("srun"):
+        time.sleep(0.02)
+    noted = read_going_on(cluster.run / "base")["base"]  # what is shown while it runs again
+    assert (noted.restarts, noted.reason) == (1, "ended with 137 at step 7: started again")
+    output = script.communicate(timeout=30)[0]
+    assert (script.returncode, cluster.calls()) == (137, [])
     assert "at step 7, no further than before (step 7): not started again" in output
     assert read_going_on(cluster.run / "base")["base"].ended
 

@@ -30,8 +30,7 @@ class GoingOn:
     ended: bool
     """Whether it will not go on: it is done, or ``reason`` says what stopped it."""
     reason: str
-    """Why it was started again last, or ended; empty while it runs for the first time, and when
-    all went well."""
+    """Why it ended, or was last started again by itself; empty where neither is so."""
     time: str
     """When it was noted: UTC, as in 2026-11-20T18:00:00Z."""
 

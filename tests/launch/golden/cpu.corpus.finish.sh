@@ -34,15 +34,14 @@ export OMP_NUM_THREADS=64 RAYON_NUM_THREADS=64
 # How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
 job=$SLURM_JOB_ID
 record=/shared/runs/tiny/corpus/going-on/corpus.finish.json
-restarts=0 step=-1
+restarts=0 step=-1 reason=""
 noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
 if [[ $(noted job) == "$job" ]]; then
-    restarts=$(noted restarts) step=$(noted step)
+    restarts=$(noted restarts) step=$(noted step) reason=$(noted reason)
 fi
 
 # note ENDED REASON
 note() {
-    [[ -z $2 ]] || echo "corpus.finish: $2" >&2
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
         > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
@@ -50,6 +49,7 @@ note() {
 
 # end REASON: it is not started again
 end() {
+    echo "corpus.finish: $1" >&2
     note true "$1"
 }
 
@@ -62,6 +62,7 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    echo "corpus.finish: $1: started again" >&2
     note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
@@ -80,7 +81,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false ""
+note false "$reason"
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/vocabulary/artifact/artifact.json ]]; then

@@ -38,15 +38,14 @@ export RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=8 LOCAL_RANK=0 LOCAL_WORLD_SIZE=4
 # How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID of one of the tasks is the whole array's
 record=/shared/runs/tiny/corpus/going-on/corpus.shards-$SLURM_ARRAY_TASK_ID.json
-restarts=0 step=-1
+restarts=0 step=-1 reason=""
 noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
 if [[ $(noted job) == "$job" ]]; then
-    restarts=$(noted restarts) step=$(noted step)
+    restarts=$(noted restarts) step=$(noted step) reason=$(noted reason)
 fi
 
 # note ENDED REASON
 note() {
-    [[ -z $2 ]] || echo "corpus.shards: $2" >&2
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
         > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
@@ -54,6 +53,7 @@ note() {
 
 # end REASON: it is not started again
 end() {
+    echo "corpus.shards: $1" >&2
     note true "$1"
 }
 
@@ -66,6 +66,7 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    echo "corpus.shards: $1: started again" >&2
     note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
@@ -84,7 +85,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false ""
+note false "$reason"
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/vocabulary/artifact/artifact.json ]]; then

@@ -41,23 +41,22 @@ export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
 
-# Where the ranks meet: the first node, at a port of this job's own, below those that the kernel
-# hands out by itself.
+# Where the ranks meet: the first node, at a port of this job's own and of this start of it, below
+# those that the kernel hands out by itself.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 12768))
+export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + (SLURM_JOB_ID + 97 * ${SLURM_RESTART_COUNT:-0}) % 12768))
 
 # How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
 job=$SLURM_JOB_ID
 record=/shared/runs/tiny/base/going-on/base.json
-restarts=0 step=-1
+restarts=0 step=-1 reason=""
 noted() { sed -nE 's/.*"'"$1"'": ("([^"]*)"|([^",}]*)).*/\2\3/p' "$record" 2> /dev/null || true; }
 if [[ $(noted job) == "$job" ]]; then
-    restarts=$(noted restarts) step=$(noted step)
+    restarts=$(noted restarts) step=$(noted step) reason=$(noted reason)
 fi
 
 # note ENDED REASON
 note() {
-    [[ -z $2 ]] || echo "base: $2" >&2
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
         > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
@@ -65,6 +64,7 @@ note() {
 
 # end REASON: it is not started again
 end() {
+    echo "base: $1" >&2
     note true "$1"
 }
 
@@ -77,6 +77,7 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    echo "base: $1: started again" >&2
     note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
@@ -102,7 +103,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false ""
+note false "$reason"
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
