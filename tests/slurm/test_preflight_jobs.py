@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import TRAINING, lay_out, slurm, toolkit, wait, weights
+from jobs import TOOLKIT, TRAINING, lay_out, slurm, toolkit, wait, weights
 
+from toolkit.errors import ExitCode
 from toolkit.launch.submissions import sent_jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("slurm")]
@@ -129,3 +130,21 @@ def test_too_few_fit_nodes_end_the_job_with_the_reason(folder: Path) -> None:
     assert "there are too few nodes for this job" in log(run, number)
     assert [entry["node"] for entry in state(run)["unfit_nodes"]] == [nodes[1]]
     assert "too few nodes" in " ".join(toolkit("status", str(run)).split())
+
+
+def test_by_hand_in_an_allocation_and_as_a_job(folder: Path) -> None:
+    done = subprocess.run(
+        ["srun", "-N2", "--ntasks-per-node=1", *TOOLKIT, "preflight", "--run-root", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout
+    assert (done.returncode, said.split()[-1]) == (0, "fit"), said + done.stderr
+    assert all(word in said for word in ("busbw across", "clock", "write speed", "torch"))
+    node = first_node()
+    profile(folder, "preflight: {timeout_seconds: 20}", breaks_on(folder, node))
+    path = folder / "c.yaml"
+    path.write_text(path.read_text().replace("gpus: 4", "gpus: 0"))  # one rank on each node
+    said = toolkit("preflight", "--cluster", "c.yaml", "--nodes", "2", code=ExitCode.NODE_UNFIT)
+    assert f"unfit: {node}: start: no rank of it came to look" in said
