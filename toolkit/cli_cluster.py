@@ -107,7 +107,7 @@ def _show_dry_run(prepared: Any) -> None:
     refused = refusals(prepared.jobs)
     if refused:
         raise ConfigError(refused)
-    show_jobs(terminal, [(job.name, job.ranks, job.dependencies, "") for job in prepared.jobs])
+    show_jobs(terminal, [(job.name, job.ranks, job.behind, "") for job in prepared.jobs])
     show_code(terminal, prepared.code.record() if prepared.code else None)
     for note in prepared.notes:
         typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)

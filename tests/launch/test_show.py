@@ -191,6 +191,13 @@ def test_of_a_chain_the_link_at_work_is_shown(run: Folder) -> None:
     assert run.one().job == "101"  # by what it noted itself
 
 
+def test_a_complete_stage_was_its_last_job_s(run: Folder) -> None:
+    done = {"status": "complete", "attempts": [attempt("complete")], "seconds": 4.0}
+    run.stage("corpus", {"corpus.shards": [Job("", "COMPLETED")], "corpus.finish": []}, done)
+    row = run.one()
+    assert (row.job, row.elapsed, row.lost) == ("101", 4.0, False)
+
+
 def test_unfit_nodes_are_named(run: Folder) -> None:
     bad = {"node": "n7", "reason": "all-reduce 3 GB/s", "time": "", "job": "100"}
     state = {"status": "pending", "attempts": [], "unfit_nodes": [bad]}

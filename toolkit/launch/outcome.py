@@ -24,6 +24,7 @@ def job_at_work(
     folder: Path,
     jobs: Mapping[str, Mapping[str, Any]],
     known: Mapping[str, Sequence[slurm.Job]],
+    complete: bool,
 ) -> str:
     """The name of the job that is at a stage now, or was last.
 
@@ -34,12 +35,13 @@ def job_at_work(
         folder: the stage's.
         jobs: by name, in order of work; at least one.
         known: what Slurm knows of them, by name.
+        complete: whether the stage is: then it was its last job's.
     """
     whole: dict[str, list[str]] = {}
     for name in jobs:
         whole.setdefault(whole_name(name), []).append(name)
     open_jobs = [w for w, links in whole.items() if not any(_done(known.get(n)) for n in links)]
-    chosen = open_jobs[0] if open_jobs else list(whole)[-1]
+    chosen = open_jobs[0] if open_jobs and not complete else list(whole)[-1]
     links = whole[chosen]
     at_it = [n for n in links if any(task.active for task in known.get(n, ()))]
     record = going_on_of(folder, chosen)

@@ -43,6 +43,11 @@ class RenderedJob:
     """Of a chain: the link that this one goes on from, when that has ended in any way."""
 
     @property
+    def behind(self) -> list[str]:
+        """The names of all jobs that it is to start after."""
+        return [*self.dependencies, *([self.before] if self.before else [])]
+
+    @property
     def file(self) -> str:
         """The script's file name."""
         return f"{self.name}.sh"

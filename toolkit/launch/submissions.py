@@ -212,7 +212,7 @@ def send(
             "name": job.name,
             "stage": job.stage,
             "file": job.file,
-            "dependencies": list(job.dependencies),
+            "dependencies": job.behind,
             "ranks": job.ranks,
             "id": None,
         }

@@ -19,6 +19,7 @@ from toolkit.launch.outcome import (
     status_of,
 )
 from toolkit.launch.reasons import meaning
+from toolkit.launch.render import whole_name
 from toolkit.launch.run import read_progress
 from toolkit.launch.submissions import (
     Submission,
@@ -175,7 +176,7 @@ def _stage_status(
     )
     if not jobs:
         return own
-    name = job_at_work(folder, jobs, known or {})
+    name = job_at_work(folder, jobs, known or {}, state.status == "complete")
     tasks = (known or {}).get(name, [])
     if state.status != "complete":
         state.status = status_of(state.status, tasks)
@@ -218,8 +219,10 @@ def cancel(run: Path, stage: str | None = None) -> list[str]:
     if stage is not None and stage not in stages:
         raise ToolkitError(unknown("stage", stage, stages), where=str(run))
     chosen: dict[str, Mapping[str, Any]] = {}
+    ended: set[str] = set()
     for name, job in active_jobs(run).items():  # in order of work
-        if stage in (None, job["stage"]) or any(need in chosen for need in job["dependencies"]):
+        if stage in (None, job["stage"]) or ended.intersection(job["dependencies"]):
             chosen[name] = job
+            ended |= {name, whole_name(name)}
     slurm.cancel(job["id"] for job in chosen.values())
     return list(chosen)
