@@ -154,6 +154,19 @@ def test_resubmit_sends_what_is_missing_behind_what_is_under_way(folder: Path) -
     ]
 
 
+def test_resubmit_is_of_all_that_was_submitted(folder: Path) -> None:
+    assert toolkit(*SUBMIT)[0] == 0
+    (folder / "queue").write_text("")
+    assert toolkit(*SUBMIT, "--only", "vocabulary")[0] == 0
+    (folder / "queue").write_text("")
+    assert toolkit("resubmit", "runs/two")[0] == 0
+    assert [line.rpartition("/")[2] for line in sent(folder)[4:]] == [
+        "vocabulary.sh",
+        "corpus.shards.sh",
+        "corpus.finish.sh",
+    ]
+
+
 def test_what_differs_from_the_last_submission_is_shown(folder: Path) -> None:
     assert toolkit(*SUBMIT)[0] == 0
     (folder / "queue").write_text("")

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError, Problem
 from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
+from toolkit.launch.named import named
 from toolkit.launch.render import RenderedJob
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
@@ -185,8 +186,9 @@ def refusals(jobs: Sequence[RenderedJob]) -> list[Problem]:
             script.write_text(same[0].text, encoding="utf-8")
             message = slurm.test_only(str(script))
             if message is not None:
-                stages = dict.fromkeys(job.stage for job in same)
-                found += [Problem(f"stages.{stage}", message) for stage in stages]
+                first, *others = dict.fromkeys(job.stage for job in same)
+                also = f" (and of {named(others)})" if others else ""
+                found.append(Problem(f"stages.{first}", message + also))
     return found
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.launch.code import DIFF, RECORD, Code
+from toolkit.launch.named import named
 from toolkit.launch.render import RenderedJob
 from toolkit.launch.submissions import last_scripts, read_submissions
 
-NAMED = 5
-"""How many names stand in one line; the others are counted."""
 Change = tuple[tuple[str, ...], tuple[str, ...]]
 """Lines that went, and lines that came in their place."""
 
@@ -38,16 +37,11 @@ def changes(run: Path, jobs: Sequence[RenderedJob], code: Code | None) -> str:
     return "\n".join(lines)
 
 
-def named(names: Sequence[str]) -> str:
-    """``a, b, c and 4 more``."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def _code_lines(run: Path, old: Mapping[str, object] | None, code: Code | None) -> Iterator[str]:
     if old is None or code is None:
         if (old is None) != (code is None):
-            yield f"code: {'the nodes have' if code is None else 'now a copy'}, not as last time"
+            ways = ["what is installed on the nodes", "a copy of the checkout"]
+            yield "code: {} -> {}".format(*ways[:: -1 if code is None else 1])
         return
     if old["digest"] == code.digest:
         return

@@ -207,7 +207,9 @@ def _lay_out(prepared: Prepared) -> None:
 
 
 def resubmit(run: Path) -> Submission | None:
-    """Send again what failed or is missing of a run's last submission, and nothing else.
+    """Send again what failed or is missing of all that was submitted for a run, and nothing else.
+
+    The pipeline, the profile and the overrides are those of its last submission.
 
     Raises:
         ToolkitError: nothing was submitted for this run.
@@ -218,6 +220,8 @@ def resubmit(run: Path) -> Submission | None:
         raise ToolkitError("nothing was submitted for this run", where=str(run), hint=hint)
     last = found[-1]
     folder = run.resolve()
-    request = Request(Path(last.file), last.cluster, last.overrides, last.only, folder)
+    whole = any(not submission.only for submission in found)
+    only = [] if whole else list(dict.fromkeys(name for s in found for name in s.only))
+    request = Request(Path(last.file), last.cluster, last.overrides, only, folder)
     with contextlib.chdir(last.cwd):  # relative paths of overrides begin there
         return submit(request, again=True)

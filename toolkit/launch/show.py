@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit import __version__
-from toolkit.launch.difference import named
+from toolkit.launch.named import named
 from toolkit.launch.watching import RunStatus, StageStatus, look_at
 from toolkit.view import MARKS, short, status_table
 
