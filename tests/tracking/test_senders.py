@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from stores import (
+from tracker_stores import (
     finish_artifact,
     job,
     log,

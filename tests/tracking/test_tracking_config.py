@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from stores import tensorboard_points
+from tracker_stores import tensorboard_points
 from typer.testing import CliRunner
 
 from toolkit.cli import app

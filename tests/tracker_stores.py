@@ -51,8 +51,8 @@ def tensorboard_points(folder: Path) -> dict[str, Points]:
     }
 
 
-def mlflow_run(store: str, experiment: str) -> tuple[Any, dict[str, Points]]:
-    """The one run of an experiment, and all the values of its metrics."""
+def mlflow_run(store: str, experiment: str, stage: str = "base") -> tuple[Any, dict[str, Points]]:
+    """The one run of a stage, and all the values of its metrics."""
     from mlflow.tracking import MlflowClient
 
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,8 @@ def mlflow_run(store: str, experiment: str) -> tuple[Any, dict[str, Points]]:
         client = MlflowClient(tracking_uri=store)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    (run,) = client.search_runs([found.experiment_id])
+    query = f"attributes.run_name = '{stage}'"
+    (run,) = client.search_runs([found.experiment_id], query)
     points = {
         key: [(m.step, round(m.value, 5)) for m in client.get_metric_history(run.info.run_id, key)]
         for key in run.data.metrics
