@@ -1,14 +1,20 @@
 """What nvidia-smi and dmesg say, as they write it, and what is made of it."""
 
+from pathlib import Path
+
+import pytest
+
 from toolkit.preflight.gpus import (
     APP_FIELDS,
     GPU_FIELDS,
+    driver,
     ecc,
     look_at_gpus,
     memory,
     others,
     parse_csv,
     remapping,
+    use_gpu,
     visible,
     xids,
 )
@@ -87,6 +93,58 @@ def test_only_the_job_s_gpus_of_a_shared_node_are_looked_at() -> None:
     assert [gpu["uuid"] for gpu in visible(known, "GPU-aaaa")] == ["GPU-aaaa"]
     for named in (None, "", "4,5", "0,7", "MIG-1234"):  # or counted anew by a container
         assert visible(known, named) == known
+
+
+def fake(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_tools_are_asked_and_what_they_say_is_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(
+        tmp_path,
+        "nvidia-smi",
+        f"""case $1 in
+--query-gpu=index,uuid,*) echo '{TWO.strip()}' ;;
+--query-remapped-rows=*) echo 'not supported'; exit 2 ;;
+--query-compute-apps=*)
+    [[ -e {tmp_path}/asked ]] || echo 'GPU-aaaa, 1, python, 5'
+    touch {tmp_path}/asked ;;
+*) exit 9 ;;
+esac""",
+    )
+    fake(tmp_path, "dmesg", "echo 'dmesg: Operation not permitted' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    known, wrong = driver()
+    assert wrong is None and len(known) == 2
+    found = {finding.check: finding for finding in look_at_gpus(known, wanted=2)}
+    assert list(found) == ["GPUs", "ECC", "row remapping", "GPU processes", "GPU memory", "Xid"]
+    assert not any(finding.failed for finding in found.values())  # the job before has left by now
+    assert found["row remapping"].detail == "not known: nvidia-smi ended with 2: not supported"
+    assert "Operation not permitted" in found["Xid"].detail
+
+
+def test_a_driver_that_fails_is_a_failure_and_a_tool_that_is_missing_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    known, wrong = driver()
+    assert known == [] and wrong is not None and not wrong.failed
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake(tmp_path, "nvidia-smi", 'echo "NVIDIA-SMI has failed: couldn\'t communicate"; exit 9')
+    known, wrong = driver()
+    assert known == [] and wrong is not None and wrong.failed and "has failed" in wrong.detail
+
+
+def test_a_rank_without_a_gpu_fails() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    findings, uuid, _ = use_gpu(0, 1)
+    assert [(f.detail, f.failed) for f in findings] == [("sees no GPU", True)] and uuid is None
 
 
 def test_gpus_that_are_missing_are_counted() -> None:

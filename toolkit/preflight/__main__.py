@@ -74,4 +74,6 @@ def _set_up_log() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ended = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(ended)  # at once: the libraries' own farewell can hang in a communicator that broke

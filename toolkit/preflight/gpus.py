@@ -10,6 +10,7 @@ import csv
 import os
 import re
 import subprocess
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ MEMORY_IN_USE = 0.05
 """Of a GPU's memory, by nobody that is known: the driver's own part is below 2 %."""
 SECONDS = 60.0
 """Without the persistence daemon a query first loads the driver's state for each GPU: seconds."""
+MISSING = "is not here"
+PATIENCE = 5
+"""Looks, two seconds apart, at who is on the GPUs: the job before may be about to end there."""
 XID_DAYS = 1.0
 """Older messages are of GPUs that worked since, or were reset."""
 XIDS = {
@@ -57,6 +61,8 @@ _XID = re.compile(r"\[\s*(\d+\.\d+)\].*NVRM: Xid \((PCI:[0-9a-fA-F:.]+)[^)]*\): 
 def driver() -> tuple[list[dict[str, str]], Finding | None]:
     """What the driver says of each GPU of this node that the job may see; or why it does not."""
     text, wrong = _ask("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", *_CSV)
+    if wrong == MISSING:  # an image without the tool: torch says whether there are GPUs
+        return [], Finding("GPUs", f"health not known: nvidia-smi {wrong}")
     if wrong:
         return [], Finding("GPUs", f"nvidia-smi {wrong}", failed=True)
     return visible(parse_csv(text, GPU_FIELDS), os.environ.get("CUDA_VISIBLE_DEVICES")), None
@@ -88,12 +94,17 @@ def look_at_gpus(known: Sequence[Mapping[str, str]], wanted: int) -> Iterator[Fi
         count = Finding("GPUs", f"{count.detail}, where the job asked for {wanted}", failed=True)
     yield count
     yield ecc(known)
-    yield memory(known)
     own = {gpu["uuid"] for gpu in known}
     rows = _ask("nvidia-smi", f"--query-remapped-rows={','.join(ROW_FIELDS)}", *_CSV)
-    apps = _ask("nvidia-smi", f"--query-compute-apps={','.join(APP_FIELDS)}", *_CSV)
     yield remapping(rows, own)
-    yield others(apps, own)
+    for look in range(PATIENCE):
+        apps = _ask("nvidia-smi", f"--query-compute-apps={','.join(APP_FIELDS)}", *_CSV)
+        found = [others(apps, own), memory(known)]
+        if not any(finding.failed for finding in found) or look == PATIENCE - 1:
+            break
+        time.sleep(2)
+        known = driver()[0]
+    yield from found
     yield xids(_ask("dmesg"), float(Path("/proc/uptime").read_text().split()[0]))
 
 
@@ -192,7 +203,7 @@ def _ask(*command: str) -> tuple[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
-        return "", "is not here"
+        return "", MISSING
     except subprocess.TimeoutExpired:
         return "", f"gave no answer within {SECONDS:.0f} s"
     if done.returncode:

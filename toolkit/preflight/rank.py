@@ -149,6 +149,7 @@ def _lead(chair: Chair) -> ExitCode:
     verdict, links = Verdict(), Links()
     skews: dict[str, float] = {}
     if len(came) < chair.place.world_size:
+        verdict = judge(reports, skews, chair.settings)
         gone = absent(came, read_words(chair.folder), listed_nodes(chair.folder))
         for node, reason in gone.items():
             verdict.add(node, reason)
