@@ -31,6 +31,7 @@ from toolkit.context import WATCHDOG, Input, StageContext, StopRequest, versions
 from toolkit.errors import DISK_ERRORS, STOPPED, ExitCode, StageInterrupted, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
+    LOCK_PATIENCE,
     REMOTE,
     SAMPLE,
     StageFile,
@@ -55,6 +56,10 @@ PHASE = "TOOLKIT_PHASE"
 QUIET_STOP = "TOOLKIT_QUIET_STOP"
 """In the environment: a rank that was stopped ends with 0, lest srun or torchrun take the first of
 them for a crash and kill the others; whoever started them looks for the artifact."""
+LOCK_SECONDS = "TOOLKIT_LOCK_SECONDS"
+"""In the environment: how long to wait for the stage's lock. A job that is started again may be
+ahead of the end of the one before, or of the word of it: a file server keeps the lock of a node
+that was lost for a lease's length (of NFS 4: 90 s)."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -101,7 +106,8 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
     _check_phase(kind, config, context)
     with ExitStack() as stack:
         if context.rank == 0:
-            stack.enter_context(locked(folder, "stage"))
+            patience = float(os.environ.get(LOCK_SECONDS, LOCK_PATIENCE))
+            stack.enter_context(locked(folder, "stage", patience))
             state = _begin(folder, file, context)
             followed = context.phase in (None, FINISH)
             senders = start_senders(folder, file, state.versions) if followed else None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path)
         assert is_locked(tmp_path)
         with pytest.raises(BusyError, match=f"pid {holder.pid} on "), locked(tmp_path, "run"):
             pass
-        holder.kill()
+        threading.Timer(1.5, holder.kill).start()
+        with locked(tmp_path, "run", patience=60):  # longer than a moment: it is waited for
+            assert holder.wait() < 0
     assert not is_locked(tmp_path)
     with locked(tmp_path, "run"):
         assert is_locked(tmp_path)

@@ -21,8 +21,10 @@ from toolkit.launch.preflight import preflight_step
 from toolkit.launch.spec import LaunchSpec
 from toolkit.quantities import megabytes, minutes, time_text
 from toolkit.share import share
-from toolkit.worker import QUIET_STOP
+from toolkit.worker import LOCK_SECONDS, QUIET_STOP
 
+WAIT_FOR_LOCK = 200
+"""Seconds that a job waits for the lock of its stage: see ``worker.LOCK_SECONDS``."""
 KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "PATH")
 """What a job takes from the environment of whoever submits it, beside secrets."""
 
@@ -191,6 +193,7 @@ def job_environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
     found = {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "true" if (spec.cpus_per_task or 1) > 1 else "false",
+        LOCK_SECONDS: str(WAIT_FOR_LOCK),
         **spec.environment,
         **target.cluster.variables(),
     }

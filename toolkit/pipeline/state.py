@@ -161,12 +161,13 @@ def write_state(folder: Path, state: StageState) -> None:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, patience: float = LOCK_PATIENCE) -> Iterator[None]:
     """Hold a folder's lock (``flock`` on ``.lock``); the kernel frees it when the process dies.
 
     Args:
         folder: of a run or a stage.
         what: for the message: ``run`` or ``stage``.
+        patience: seconds to try for it.
 
     Raises:
         BusyError: another process holds it; the message names the process and its host.
@@ -181,7 +182,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         )
     try:
         try:
-            _flock(descriptor)
+            _flock(descriptor, patience)
         except BlockingIOError as error:
             owner = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
             message = f"this {what} is in use by another process ({owner})"
@@ -195,8 +196,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _flock(descriptor: int) -> None:
-    deadline = time.monotonic() + LOCK_PATIENCE
+def _flock(descriptor: int, patience: float) -> None:
+    deadline = time.monotonic() + patience
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

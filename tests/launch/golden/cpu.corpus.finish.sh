@@ -24,6 +24,7 @@ set -u
 # The environment of every rank: the network's preset, the profile's settings, the layout's.
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
+export TOOLKIT_LOCK_SECONDS=200
 export TOOLKIT_PHASE=finish
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export PYTHONSAFEPATH=1

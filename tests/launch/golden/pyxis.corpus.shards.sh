@@ -29,6 +29,7 @@ export HF_TOKEN
 # The environment of every rank: the network's preset, the profile's settings, the layout's.
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
+export TOOLKIT_LOCK_SECONDS=200
 export TOOLKIT_PHASE=shards
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
@@ -110,7 +111,7 @@ code=0
 srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/corpus/logs/rank-"$SLURM_ARRAY_TASK_ID".log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
-    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \
+    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_LOCK_SECONDS,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus &

@@ -30,6 +30,7 @@ export TORCH_FR_DUMP_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=true
+export TOOLKIT_LOCK_SECONDS=200
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export NCCL_IB_TIMEOUT=22
 export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
