@@ -13,6 +13,7 @@ from fake_run import HEX, MODELS, STAGES, write_run
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.scores import Written, write_generations
 from toolkit.report.build import build_report
+from toolkit.tracking.identity import remember
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>\'"&'
@@ -208,3 +209,11 @@ def test_the_same_run_makes_the_same_page(run_dir: Path) -> None:
         return re.sub(r"Made [^<]*", "", text)
 
     assert page() == page()
+
+
+def test_a_stage_links_its_pages_in_trackers(run_dir: Path) -> None:
+    remember(run_dir / "base", "wandb", url="https://wandb.ai/us/p/runs/abc")
+    remember(run_dir / "base", "mlflow", url="javascript:alert(1)")
+    text = build_report(run_dir).read_text(encoding="utf-8")
+    assert '<a href="https://wandb.ai/us/p/runs/abc">wandb</a>' in text
+    assert "javascript:alert" not in text

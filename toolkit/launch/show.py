@@ -15,6 +15,7 @@ from rich.text import Text
 from toolkit import __version__
 from toolkit.launch.named import named
 from toolkit.launch.watching import RunStatus, StageStatus, look_at
+from toolkit.tracking.identity import links
 from toolkit.view import MARKS, short, status_table
 
 JobRow = tuple[str, int, Sequence[str], str]
@@ -89,7 +90,8 @@ class ClusterView:
             yield Text.from_markup(f"{MARKS[row.state.status]}  {escape(text.rstrip())}")
             if row.state.status == "complete":
                 continue  # where it was is told if there is room
-            for extra in filter(None, (first, *more)):
+            pages = links(self._run / row.name).values() if row.state.status != "pending" else ()
+            for extra in filter(None, (first, *more, *pages)):
                 yield Padding(Text(extra), (0, 0, 0, INDENT))
         for note in (*self._found.notes, *_next(self._run, rows)):
             last = Text.from_markup(f"[yellow]![/]  {escape(note)}")

@@ -23,6 +23,7 @@ from toolkit.pipeline.run import PIPELINE_FILE
 from toolkit.pipeline.state import STAGE_FILE, StageState, read_state
 from toolkit.stage import references
 from toolkit.tracking import read_metrics
+from toolkit.tracking.identity import links
 
 PENDING, RUNNING, COMPLETE = "pending", "running", "complete"
 FAILED, INTERRUPTED = "failed", "interrupted"
@@ -61,6 +62,11 @@ class StageView:
     def fingerprint(self) -> str:
         """The stage's fingerprint, empty before it started."""
         return self.state.fingerprint or str(self.manifest.get("fingerprint") or "")
+
+    @property
+    def links(self) -> Mapping[str, str]:
+        """Its pages in W&B and MLflow, by tracker."""
+        return links(self.folder)
 
     @property
     def versions(self) -> Mapping[str, str]:

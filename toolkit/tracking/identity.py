@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,24 +40,23 @@ def run_id(folder: Path) -> str:
 
 def remember(folder: Path, sink: str, **facts: Any) -> None:
     """Keep what a sink said of the run, such as its ``url``."""
+    (folder / FOLDER).mkdir(exist_ok=True)
     write_json(folder / FOLDER / f"{sink}.json", facts)
 
 
 def recall(folder: Path, sink: str) -> dict[str, Any]:
     """What was kept of a sink's run; empty where nothing was."""
     try:
-        found: dict[str, Any] = json.loads(
-            (folder / FOLDER / f"{sink}.json").read_text(encoding="utf-8")
-        )
+        found = json.loads((folder / FOLDER / f"{sink}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def links(folder: Path) -> dict[str, str]:
     """Where the run of the stage in ``folder`` can be seen, by sink: its pages' addresses."""
-    found = {sink: recall(folder, sink).get("url") for sink in ("wandb", "mlflow")}
-    return {sink: url for sink, url in found.items() if isinstance(url, str)}
+    found = {sink: str(recall(folder, sink).get("url")) for sink in ("wandb", "mlflow")}
+    return {sink: url for sink, url in found.items() if re.match("https?://", url)}
 
 
 def where(folder: Path, sink: str) -> str:
