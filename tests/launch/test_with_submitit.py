@@ -1,9 +1,11 @@
 """What submitit is told and makes of it, with stand-ins for Slurm's commands."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from toolkit.pipeline.run import Run, fresh_tasks
 from toolkit.plan.stages import load_checked
 
 pytest.importorskip("submitit", reason="needs submitit, which is not installed here")
+ROOT = Path(__file__).resolve().parents[2]
 SUBMITIT = {"submit_with": "submitit"}
 
 
@@ -131,7 +134,9 @@ def test_without_submitit_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ToolkitError, match="not installed here") as caught:
         jobs_of(tmp_path, profile(CPU, **SUBMITIT))
-    assert "pip install 'megatron-toolkit[submitit]'" in str(caught.value.hint)
+    extra = re.search(r"pip install 'megatron-toolkit\[(\w+)\]'", str(caught.value.hint))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extra and "submitit" in project["optional-dependencies"][extra[1]][0]
 
 
 @pytest.mark.parametrize("setting", [{"launch": "torchrun"}, {"chain": 3, "requeue": False}])

@@ -184,7 +184,7 @@ def _submitit() -> Any:
     try:
         import submitit
     except ModuleNotFoundError as error:
-        hint = "pip install 'megatron-toolkit[submitit]', or set submit_with: sbatch"
+        hint = "pip install 'megatron-toolkit[slurm]', or set submit_with: sbatch"
         message = "submit_with is submitit, which is not installed here"
         raise ToolkitError(message, hint=hint) from error
     return submitit
