@@ -52,7 +52,9 @@ def render(
     from toolkit.launch.render import render_submit
     from toolkit.launch.submissions import write_scripts
 
-    found = prepare(Request(file, cluster, overrides or (), only or (), run_dir))
+    found = prepare(Request(file, cluster, overrides or (), only or (), run_dir), here=False)
+    for note in found.notes:
+        typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)
     by_submitit = any(job.sender == "submitit" for job in found.jobs)
     if output is not None:
         write_scripts(output, found.jobs, found.run.folder.name)
@@ -86,13 +88,13 @@ def submit(
 ) -> None:
     """Send a pipeline to Slurm: check it first, then all of its jobs or none."""
     from toolkit.errors import ToolkitError
-    from toolkit.launch import remote
+    from toolkit.launch import remote, slurm
 
     request = remote.Request(file, cluster, overrides or (), only or (), run_dir)
     if dry_run and fresh:
         raise ToolkitError("--fresh moves folders, and --dry-run changes nothing: give one of them")
     if dry_run:
-        _show_dry_run(remote.prepare(request))
+        _show_dry_run(remote.prepare(request, here=slurm.here()))
         return
     _show_sent(remote.submit(request, fresh=fresh))
 

@@ -113,6 +113,24 @@ def test_what_render_writes_is_what_submit_sends(folder: Path) -> None:
     }
 
 
+def test_what_the_cluster_alone_has_is_no_mistake_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    image = "container: {runtime: pyxis, image: /no/image.sqsh}\nsecrets: [NO_SUCH_KEY]\n"
+    (folder / "c.yaml").write_text(CLUSTER + image)
+    told = ("no such file: /no/image.sqsh", "NO_SUCH_KEY is not set here")
+    for words in (SUBMIT, (*SUBMIT, "--dry-run"), ("check", *SUBMIT[1:])):
+        code, output = toolkit(*words)
+        assert code == 2 and all(text in output for text in told)
+    code, output = toolkit("render", *SUBMIT[1:], "-o", "out")
+    assert code == 0 and all(text in output for text in told)
+    monkeypatch.setenv("PATH", "/usr/bin-without-slurm")
+    monkeypatch.setattr("toolkit.launch.code._git", lambda *_: "")
+    code, output = toolkit("check", *SUBMIT[1:])
+    assert code == 0 and all(text in output for text in told)
+
+
 def test_a_dry_run_sends_and_writes_nothing(folder: Path) -> None:
     code, output = toolkit(*SUBMIT, "--dry-run")
     assert code == 0

@@ -23,9 +23,21 @@ from toolkit.tracking.config import Tracking, lacking
 
 
 def load_for(
-    file: Path, overrides: Sequence[str], cluster: Cluster, cluster_source: Source
+    file: Path,
+    overrides: Sequence[str],
+    cluster: Cluster,
+    cluster_source: Source,
+    *,
+    here: bool = True,
 ) -> Loaded:
     """Load a pipeline for a cluster.
+
+    Args:
+        file: the pipeline.
+        overrides: settings that win over the file's.
+        cluster: the profile.
+        cluster_source: where it stands, for messages.
+        here: whether jobs are sent from this machine: what they need must be here then.
 
     Raises:
         ConfigError: every mistake of the file, every layout that can't work, and all that the
@@ -38,6 +50,7 @@ def load_for(
             yield source.problem(("stages", name, "resources", key), message)
 
     own = list(profile_problems(cluster, cluster_source))
+    own += place_problems(cluster, cluster_source) if here else []
     asked = {kind: cluster_source.at(("resources", kind)) for kind in cluster.resources}
     try:
         loaded = load_pipeline(file, overrides, check, asked)
@@ -80,12 +93,16 @@ def resource_problems(config: StageConfig, cluster: Cluster) -> Iterator[tuple[s
 
 
 def profile_problems(cluster: Cluster, source: Source) -> Iterator[Problem]:
-    """What is wrong with a profile here and now: its own limits, the image, and secrets."""
+    """What is wrong with a profile in itself: its limits."""
     longest = cluster.limits.time_limit
     if longest and minutes(cluster.time_limit) > minutes(longest):
         yield source.problem(("time_limit",), f"is above limits.time_limit, {longest}")
     if minutes(cluster.time_limit) * 60 <= cluster.signal_seconds:
         yield source.problem(("signal_seconds",), "leaves no time before the job is told to save")
+
+
+def place_problems(cluster: Cluster, source: Source) -> Iterator[Problem]:
+    """What jobs need that is not here and now: the image, and secrets."""
     image = cluster.container.image
     if image and image.startswith("/") and not Path(image).exists():
         yield source.problem(("container", "image"), f"no such file: {image}")
@@ -179,16 +196,19 @@ def refusals(jobs: Sequence[RenderedJob]) -> list[Problem]:
     alike: dict[str, list[RenderedJob]] = {}
     for job in jobs:
         alike.setdefault(_asked(job.text), []).append(job)
-    found = []
+    refused: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
         for same in alike.values():
             script = Path(folder, same[0].file)
             script.write_text(same[0].text, encoding="utf-8")
             message = slurm.test_only(str(script))
             if message is not None:
-                first, *others = dict.fromkeys(job.stage for job in same)
-                also = f" (and of {named(others)})" if others else ""
-                found.append(Problem(f"stages.{first}", message + also))
+                refused.setdefault(message, []).extend(job.stage for job in same)
+    found = []
+    for message, stages in refused.items():
+        first, *others = dict.fromkeys(stages)
+        also = f" (so of {named(others)})" if others else ""
+        found.append(Problem(f"stages.{first}", message + also))
     return found
 
 

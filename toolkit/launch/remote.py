@@ -17,6 +17,7 @@ from toolkit.launch.check import (
     hidden_warnings,
     load_for,
     mount_warnings,
+    place_problems,
     refusals,
     tracking_warnings,
 )
@@ -71,16 +72,22 @@ class Prepared:
     """What may be wrong, and can't be known here."""
 
 
-def load(request: Request) -> tuple[Loaded, Cluster, Path]:
-    """The pipeline and the profile, checked against each other, and the run's folder.
+def load(request: Request, *, here: bool = True) -> tuple[Loaded, Cluster, Path, list[str]]:
+    """The pipeline and the profile, checked against each other, the run's folder, and notes.
+
+    Args:
+        request: what is asked for.
+        here: whether jobs are sent from this machine: what they need and is not here is a mistake
+            then, and else a note.
 
     Raises:
         ConfigError: with every mistake of the two.
     """
     cluster, source = load_cluster(request.cluster)
-    loaded = load_for(request.file, request.overrides, cluster, source)
+    loaded = load_for(request.file, request.overrides, cluster, source, here=here)
     folder = request.run_dir or cluster.root() / loaded.pipeline.name
-    return loaded, cluster, folder.resolve()
+    notes = [] if here else [str(problem) for problem in place_problems(cluster, source)]
+    return loaded, cluster, folder.resolve(), notes
 
 
 def prepare(
@@ -88,6 +95,7 @@ def prepare(
     *,
     fresh: bool = False,
     under_way: Mapping[str, Mapping[str, Any]] | None = None,
+    here: bool = True,
 ) -> Prepared:
     """Render every job that the run needs; nothing is written, but for what ``fresh`` moves.
 
@@ -96,8 +104,9 @@ def prepare(
         fresh: as ``toolkit.pipeline.run.plan_run`` takes it.
         under_way: jobs of earlier submissions that Slurm still has, by name: their stages are
             left to them.
+        here: as ``load`` takes it.
     """
-    loaded, cluster, folder = load(request)
+    loaded, cluster, folder, notes = load(request, here=here)
     run = plan_run(loaded, folder, only=request.only, fresh=fresh)
     code = find_code(share("toolkit").parent)
     packed = code.folder(folder) if code else None
@@ -105,7 +114,7 @@ def prepare(
     last = {str(job["stage"]): whole_name(name) for name, job in (under_way or {}).items()}
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), last, cluster.chain)
     ids = {name: str(job["id"]) for name, job in (under_way or {}).items()}
-    notes = _notes(cluster, run, loaded)
+    notes += _notes(cluster, run, loaded)
     return Prepared(loaded, cluster, run, code, [render(s, target) for s in specs], ids, notes)
 
 
@@ -115,14 +124,14 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     Raises:
         ConfigError: with every mistake.
     """
-    loaded, cluster, folder = load(request)
+    loaded, cluster, folder, notes = load(request, here=slurm.here())
     target = Target(cluster, request.cluster, folder.name)
     run = Run(folder, tuple(fresh_tasks(loaded, folder)))
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), chain=cluster.chain)
     refused = refusals([render(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
-    notes = _notes(cluster, run, loaded)
+    notes += _notes(cluster, run, loaded)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes
