@@ -272,8 +272,10 @@ def make_folder(folder: Path) -> Path:
 
 def write_run(loaded: Loaded, run: Run) -> None:
     """Write the resolved pipeline into the run's folder, for status, report, and a later reader."""
-    stages = {n: c.model_dump(mode="json") for n, c in loaded.pipeline.stages.items()}
-    record = {"name": loaded.pipeline.name, "seed": loaded.pipeline.seed, "stages": stages}
+    pipeline = loaded.pipeline
+    stages = {n: c.model_dump(mode="json") for n, c in pipeline.stages.items()}
+    tracking = pipeline.tracking.model_dump(mode="json")
+    record = {"name": pipeline.name, "seed": pipeline.seed, "tracking": tracking, "stages": stages}
     text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     write_text(run.folder / PIPELINE_FILE, "# The resolved pipeline: written by toolkit.\n" + text)
 
