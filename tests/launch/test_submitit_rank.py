@@ -207,6 +207,20 @@ def test_a_worker_that_could_not_listen_yet_was_stopped_all_the_same(stage: Path
     assert calls(stage) == ["requeue 7"] and read_going_on(stage)["base"].step == 0
 
 
+def test_a_signal_before_there_is_a_worker_has_the_job_requeued(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(stage.parent.parent / "bin"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    rank = rank_of(stage, "true")
+    for restarts in (1, 2):  # not a time limit's: it is not held against the job
+        assert rank.checkpoint().function == rank
+        assert read_going_on(stage)["base"].restarts == restarts
+    with pytest.raises(SystemExit) as caught:
+        rank.checkpoint()
+    assert caught.value.code == 130
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [

@@ -63,9 +63,11 @@ class Rank:
     """In minutes."""
     name: str
     """The job's, in the pipeline."""
-    _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
-    _started: float = field(default=0.0, init=False, repr=False)
-    _told: set[int] = field(default_factory=set, init=False, repr=False)
+    _child: subprocess.Popen[bytes] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    _started: float = field(default=0.0, init=False, repr=False, compare=False)
+    _told: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     """The signals that were passed on to the child."""
 
     def __call__(self, number: int = 0) -> str:
@@ -120,7 +122,8 @@ class Rank:
         told = told if told and told.job == job else None
         before, restarts = (told.step, told.restarts + 1) if told else (-1, 1)
         step = _step(Path(self.folder)) if self.rendezvous else before
-        late = time.time() - self._started > 0.5 * 60 * self.time_limit
+        ran = time.time() - self._started if self._started else 0.0
+        late = ran > 0.5 * 60 * self.time_limit
         if restarts > self.max_restarts or (self.rendezvous and late and step <= before):
             return False
         where = f" at step {step}" if self.rendezvous else ""
@@ -162,17 +165,19 @@ class Rank:
         self._tell(signal.SIGUSR1 if number == SIGNAL else signal.Signals(number))
 
     def _tell(self, number: signal.Signals) -> None:
-        assert self._child is not None
         self._told.add(number)
-        with suppress(ProcessLookupError):
-            os.kill(self._child.pid, number)
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._child.pid, number)
 
     def _wait(self) -> int:
         """The child's exit code, or minus the signal that ended it; it stays to be waited for.
 
         Unlike ``Popen.wait``, which holds a lock: a signal's handler may call this while this runs.
+        It may also come before there is a child: then there is nothing to wait for.
         """
-        assert self._child is not None
+        if self._child is None:
+            return ExitCode.INTERRUPTED
         ended = os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
