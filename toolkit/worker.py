@@ -349,7 +349,7 @@ def _record_error(folder: Path, rank: int, outcome: Outcome) -> None:
             path.unlink(missing_ok=True)
         elif outcome.status == "failed" and outcome.error is not None:
             path.parent.mkdir(exist_ok=True)
-            write_json(path, {"time": time.time(), **outcome.error})
+            write_json(path, {"time": time.time(), "exit_code": int(outcome.code), **outcome.error})
     except OSError as error:
         logger.error("can't write the error of rank %d: %s", rank, error.strerror)
 

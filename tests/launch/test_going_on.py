@@ -20,7 +20,8 @@ from profiles import CPU, profile, rendered
 from toolkit.launch.going_on import read_going_on
 
 COMMANDS = {
-    "srun": 'echo "srun $*" >> "$CALLS"; [[ -z ${SLEEP-} ]] || sleep "$SLEEP"; exit "$CODE"',
+    "srun": 'echo "srun $*" >> "$CALLS"; [[ -z ${SLEEP-} ]] || sleep "$SLEEP"\n'
+    '[[ -z ${MISTAKE-} ]] || touch "$MISTAKE"; exit "$CODE"',
     "scancel": 'echo "scancel $*" >> "$CALLS"',
     "scontrol": """\
 case $1 in
@@ -143,6 +144,19 @@ def test_what_went_well_and_a_mistake_are_not_started_again(cluster: Cluster) ->
     assert cluster.ends(CODE=0) == (0, "")
     noted = read_going_on(cluster.run / "base")["base"]
     assert (noted.ended, noted.reason) == (True, "")
+
+
+def test_one_rank_s_mistake_counts_if_it_is_of_this_start(cluster: Cluster) -> None:
+    path = cluster.run / "base" / "errors" / "rank-1.json"
+    path.parent.mkdir()
+    path.write_text('{\n  "time": 1.0,\n  "exit_code": 2,\n  "message": "x"\n}\n')
+    cluster.reach(3)
+    assert cluster.ends(CODE=143)[0] == 143  # srun ended a rank; the mistake is an old one
+    assert cluster.calls() == ["scontrol requeue 42"]
+    cluster.reach(5)
+    code, output = cluster.ends(CODE=143, MISTAKE=str(path))
+    assert (code, cluster.calls()) == (2, [])
+    assert "a mistake that starting again does not mend" in output
 
 
 def test_ranks_that_were_stopped_quietly_are_not_taken_for_done(cluster: Cluster) -> None:
