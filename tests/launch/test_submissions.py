@@ -126,7 +126,6 @@ def test_what_the_cluster_alone_has_is_no_mistake_elsewhere(
     code, output = toolkit("render", *SUBMIT[1:], "-o", "out")
     assert code == 0 and all(text in output for text in told)
     monkeypatch.setenv("PATH", "/usr/bin-without-slurm")
-    monkeypatch.setattr("toolkit.launch.code._git", lambda *_: "")
     code, output = toolkit("check", *SUBMIT[1:])
     assert code == 0 and all(text in output for text in told)
 

@@ -52,10 +52,7 @@ def test_what_became_of_jobs_is_known_after_squeue_has_forgotten_them(folder: Pa
     slurm("scancel", ids["ended"])
     until(lambda: stages(run)["well"]["state"] == "complete", "the good one", 60)
     slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-    try:
-        until(lambda: not slurm("squeue", "-h"), "the end of all jobs", 60)
-    finally:
-        slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    until(lambda: not slurm("squeue", "-h"), "the end of all jobs", 60)
     until(lambda: not slurm("squeue", "-h", "--states=all"), "squeue's forgetting", 60)
     until(lambda: not any(row["lost"] for row in stages(run).values()), "sacct's lag", 30)
 
