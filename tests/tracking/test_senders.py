@@ -33,7 +33,7 @@ ALL = 60.0
 """Seconds for a sender to end when nothing is wrong: imports are slow on a busy machine."""
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 40.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -52,6 +52,11 @@ def kill(senders: Senders) -> None:
         process.kill()
     for sender in senders._senders:
         sender.close()
+
+
+def written_in(folder: Path) -> str:
+    """All that stands in a stage's files, the library's own logs among them."""
+    return "".join(p.read_text(errors="replace") for p in folder.rglob("*") if p.is_file())
 
 
 @pytest.fixture
@@ -152,6 +157,7 @@ def test_a_server_is_sent_each_step_once_and_all_of_them(server: Server, folder:
     assert (first["groupName"], first["jobType"]) == ("mini", "pretrain")
     assert last["exitcode"] == 85
     assert any(message.get("preempting") for message in server.streams["run1"])
+    assert server.key not in written_in(folder)
 
 
 @contextlib.contextmanager
@@ -185,7 +191,7 @@ def test_a_server_that_hangs_delays_nothing_for_long(
         running = processes(senders)
         began = time.monotonic()
         assert senders.end("complete", hurry=lambda: True, patience=2) == ["wandb", "mlflow"]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 45  # the libraries themselves would wait for minutes
     wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in running))
     assert caplog.text.count("was not sent in time") == 2
 
@@ -208,8 +214,7 @@ def test_a_server_that_refuses_is_told_of_once_without_secrets(
     assert caplog.text.count("tracking.wandb fails: UsageError") == 1
     assert caplog.text.count("tracking.mlflow fails: MlflowException") == 1
     assert "its rows stay in metrics.jsonl" in caplog.text
-    written = "".join(p.read_text(errors="replace") for p in folder.rglob("*") if p.is_file())
-    assert SECRET not in caplog.text + written
+    assert SECRET not in caplog.text + written_in(folder)
 
 
 def test_a_sender_whose_stage_dies_ends_itself_and_makes_way(folder: Path) -> None:

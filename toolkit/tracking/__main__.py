@@ -42,14 +42,18 @@ class Stage:
         self._pipe = os.fdopen(0, "rb", buffering=0)
         self.job = Job.from_json(self._pipe.readline().decode())
         self.end: Ending | None = None
+        self._parent = os.getppid()
 
     def wait(self, seconds: float) -> Ending | None:
         """Wait so long, or until the stage has ended; says how it did."""
-        if self.end is None and select.select([self._pipe], [], [], seconds)[0]:
-            line = self._pipe.readline().decode().strip()
-            self.end = ENDINGS.get(line, "lost")
-            if self.end == "lost":
-                signal.alarm(LOST_SECONDS)  # its default action ends this process, whatever hangs
+        if self.end is not None:
+            return self.end
+        if select.select([self._pipe], [], [], seconds)[0]:
+            self.end = ENDINGS.get(self._pipe.readline().decode().strip(), "lost")
+        elif os.getppid() != self._parent:  # what it forked may hold the pipe open for a while
+            self.end = "lost"
+        if self.end == "lost":
+            signal.alarm(LOST_SECONDS)  # its default action ends this process, whatever hangs
         return self.end
 
 

@@ -42,7 +42,6 @@ class Sender:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    bufsize=0,
                     start_new_session=True,
                 )
             finally:
@@ -74,6 +73,7 @@ class Sender:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; `_pass_on` says so
             self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
 
     def _pass_on(self) -> None:
         assert self._process.stdout is not None
