@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import DATA, TRAINING, lay_out, slurm, step, toolkit, until, wait, weights, worker_of
+from jobs import (
+    DATA,
+    TRAINING,
+    lay_out,
+    queued,
+    slurm,
+    step,
+    toolkit,
+    until,
+    wait,
+    weights,
+    worker_of,
+)
 
 from toolkit.launch.going_on import GoingOn, read_going_on
 from toolkit.launch.submissions import sent_jobs
@@ -291,7 +303,7 @@ def test_training_goes_on_after_a_time_limit(
     limited: dict[str, Path], undisturbed: Undisturbed, how: str
 ) -> None:
     run = limited[how]
-    wait(run)
+    until(lambda: not queued(run), "the end of runs that take some time limits", 900)
     if how == "chain":
         log = run / "base" / "logs" / f"slurm-{sent_jobs(run)['base.1']['id']}.log"
         late = "the time limit came before the save was done at step 4: goes on in link 2 of 5"
