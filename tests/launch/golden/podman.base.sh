@@ -207,8 +207,8 @@ if (( code == 0 )) && [[ ! -e /shared/runs/tiny/base/artifact/artifact.json ]]; 
 fi
 
 # One rank's mistake counts, whatever srun says of those that it then ended.
-if (( code != 0 )) && find /shared/runs/tiny/base/errors -name 'rank-*.json' -newer "$record" \
-    -exec grep -q '"exit_code": 2,' {} \; -print 2> /dev/null | grep -q .; then
+if (( code != 0 )) && [[ -n $(find /shared/runs/tiny/base/errors -name 'rank-*.json' -newer "$record" \
+    -exec grep -q '"exit_code": 2,' {} \; -print -quit 2> /dev/null) ]]; then
     code=2
 fi
 
