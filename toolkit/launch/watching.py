@@ -203,7 +203,7 @@ def _of_tasks(tasks: Sequence[slurm.Job], job: str, over: bool) -> dict[str, Any
         "reason": "" if over else reason,
         "nodes": ",".join(nodes),
         "elapsed": None if waiting else max(task.elapsed or 0 for task in shown),
-        "left": first.left if running else None,
+        "left": first.left if running and not over else None,
         "begins": first.begins if waiting and first.begins[:1].isdigit() else "",
         "advice": "" if over or running else meaning(first.state, reason, job),
     }
