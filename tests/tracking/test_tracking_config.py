@@ -172,6 +172,15 @@ def test_a_pipeline_is_not_run_here_without_its_trackers(
     refuse_missing(load(tmp_path, {}))
 
 
+def test_a_folder_that_wandb_left_is_not_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "left_by_wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not config.installed("left_by_wandb")
+    assert config.installed("yaml")
+
+
 def test_a_run_id_lasts_as_long_as_the_folder(tmp_path: Path) -> None:
     first = run_id(tmp_path)
     assert run_id(tmp_path) == first

@@ -114,8 +114,12 @@ EXTRA: dict[SinkName, str] = {"wandb": "track", "mlflow": "track", "tensorboard"
 
 
 def installed(package: str) -> bool:
-    """Whether a package could be imported here; nothing is imported."""
-    return importlib.util.find_spec(package) is not None
+    """Whether a package could be imported here; nothing is imported.
+
+    A mere folder of that name is none: wandb leaves one wherever it was used.
+    """
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def lacking(sink: SinkName) -> str:
