@@ -32,7 +32,7 @@ def test_a_job_that_is_stopped_and_goes_on_has_one_run_and_a_whole_curve(folder:
     wait(run)
     finished, points = mlflow_run(store, "training", stage="base")
     log = (base / "logs" / "rank-0.log").read_text()
-    assert "tracking.wandb fails: ConnectionResetError" in log and "resumed from iteration" in log
+    assert "tracking.wandb fails: " in log and "resumed from iteration" in log
     assert finished.info.status == "FINISHED"
     assert [number for number, _ in points["loss"]] == list(range(1, STEPS + 1))
     assert wandb_offline(base)[1]["loss"] == points["loss"]
