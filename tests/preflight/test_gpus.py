@@ -7,6 +7,7 @@ import pytest
 from toolkit.preflight.gpus import (
     APP_FIELDS,
     GPU_FIELDS,
+    _ask,
     driver,
     ecc,
     look_at_gpus,
@@ -145,6 +146,37 @@ def test_a_rank_without_a_gpu_fails() -> None:
         pytest.skip("there is a GPU here")
     findings, uuid, _ = use_gpu(0, 1)
     assert [(f.detail, f.failed) for f in findings] == [("sees no GPU", True)] and uuid is None
+
+
+def test_a_gpu_that_fails_under_torch_is_the_node_s_own_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def fails(*_: object) -> None:
+        raise torch.AcceleratorError(
+            "CUDA error: uncorrectable ECC error encountered\nCompile with"
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fails)
+    (found,), uuid, _ = use_gpu(3, 8)
+    assert found.failed and uuid is None
+    assert found.detail == "fails on GPU 3: CUDA error: uncorrectable ECC error encountered"
+
+
+def test_a_tool_that_cannot_be_started_and_a_log_of_any_bytes_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake(tmp_path, "nvidia-smi", "exit 0")
+    (tmp_path / "nvidia-smi").write_text("#!/none\n")
+    (tmp_path / "nvidia-smi").chmod(0o644)
+    fake(tmp_path, "dmesg", r"printf '[ 1.5] usb: \xff\n[ 2.0] NVRM: Xid (PCI:0000:3b:00): 79\n'")
+    known, wrong = driver()
+    assert known == [] and wrong is not None and "nvidia-smi can't be started" in wrong.detail
+    assert xids(_ask("dmesg"), uptime=10.0).failed
 
 
 def test_gpus_that_are_missing_are_counted() -> None:

@@ -201,9 +201,18 @@ def _yes(value: str) -> bool:
 def _ask(*command: str) -> tuple[str, str]:
     """A command's output, and in case why there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a kernel's log may hold any byte
+            timeout=SECONDS,
+            check=False,
+        )
     except FileNotFoundError:
         return "", MISSING
+    except OSError as error:
+        return "", f"can't be started: {error.strerror}"
     except subprocess.TimeoutExpired:
         return "", f"gave no answer within {SECONDS:.0f} s"
     if done.returncode:
@@ -221,6 +230,18 @@ def use_gpu(local_rank: int, wanted: int) -> tuple[list[Finding], str | None, di
     import torch
 
     built = {"CUDA of torch": torch.version.cuda or "none"}
+    try:
+        return _compute(local_rank, wanted, built)
+    except RuntimeError as error:  # of CUDA's driver: torch raises no other
+        said = str(error).strip().partition("\n")[0]
+        return [Finding("torch", f"fails on GPU {local_rank}: {said}", failed=True)], None, built
+
+
+def _compute(
+    local_rank: int, wanted: int, built: dict[str, str]
+) -> tuple[list[Finding], str | None, dict[str, str]]:
+    import torch
+
     if not torch.cuda.is_available():
         return [Finding("torch", "sees no GPU", failed=True)], None, built
     seen = torch.cuda.device_count()
