@@ -173,6 +173,20 @@ def test_a_requeue_that_is_refused_is_told(cluster: Cluster) -> None:
     assert noted.ended and "presently" in noted.reason
 
 
+def test_what_can_not_be_counted_is_not_started_again(cluster: Cluster) -> None:
+    cluster.reach(7)
+    cluster.ends(CODE=1)
+    record = cluster.run / "base" / "going-on" / "base.json"
+    before = record.read_text()
+    record.with_name("base.json.new").mkdir()  # as on a full disk: nothing new can be written
+    cluster.reach(9)
+    code, output = cluster.ends(CODE=1)
+    assert (code, cluster.calls(), record.read_text()) == (1, [], before)
+    assert "not started again, since that can't be noted" in output
+    cluster.ends(CODE=85, PREEMPTED="2026-11-20T18:00:00")
+    assert cluster.calls() == ["scontrol requeue 42"]  # which is Slurm's own, and not counted
+
+
 def test_a_stage_of_one_process_goes_on_when_stopped_and_not_when_it_fails(
     cluster: Cluster,
 ) -> None:

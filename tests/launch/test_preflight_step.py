@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import profiles
 import pytest
 from profiles import CPU, GPU, IMAGE, RUN, profile, rendered
 
@@ -25,7 +26,9 @@ eval "$FOUND"
     "scontrol": """\
 case "$1 $2" in
 "show hostnames") printf 'n1\\nn2\\n' ;;
-"show job") echo "JobState=RUNNING ExcNodeList=${EXCLUDED:-(null)} Requeue=1" ;;
+"show job")
+    [[ -z ${SILENT-} ]] || exit 1
+    echo "JobState=RUNNING ExcNodeList=${EXCLUDED:-(null)} Requeue=1" ;;
 "write batch_script") echo '#!/bin/bash' ;;
 *) echo "scontrol $*" >> "$CALLS" ;;
 esac
@@ -129,6 +132,31 @@ def test_a_preflight_that_starts_nowhere_names_nobody(tmp_path: Path) -> None:
 def test_what_is_no_node_s_fault_ends_the_job(tmp_path: Path) -> None:
     calls, said, _ = run(tmp_path, JUDGED + "exit 2", 2)
     assert len(calls) == 1 and "no node's own fault" in said
+
+
+def test_a_verdict_without_a_name_stands_whoever_ended_badly_behind_it(tmp_path: Path) -> None:
+    verdict = "echo '{\"fit\": true}' > $folder/summary.json; exit 124"
+    assert worked(run(tmp_path, verdict, 0)[0])
+
+
+def test_what_all_nodes_have_wrong_is_told_also_when_a_rank_heard_nothing(tmp_path: Path) -> None:
+    calls, said, _ = run(tmp_path, JUDGED + "exit 86", 2)
+    assert len(calls) == 1 and "no node's own fault" in said
+
+
+def test_a_silent_controller_does_not_end_the_script_unheard(tmp_path: Path) -> None:
+    calls, _, _ = run(tmp_path, BAD, 86, {"SILENT": "1"})
+    assert calls[-2:] == ["scontrol requeue 7", "scontrol update JobId=7 ExcNodeList=n2"]
+
+
+def test_a_folder_of_any_name_is_named_and_not_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / 'a $(echo expanded) `echo expanded` "b'
+    odd.mkdir()
+    monkeypatch.setattr(profiles, "RUN", odd)
+    _, said, _ = run(odd, "exit 127", 1)
+    assert f"see {odd}/base/logs/preflight-0.log" in said
 
 
 def test_a_stop_before_the_work_starts_the_job_again(tmp_path: Path) -> None:

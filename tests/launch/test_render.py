@@ -152,6 +152,23 @@ def test_the_two_launch_modes_are_never_mixed(tmp_path: Path, launch: str) -> No
     assert "OMP_NUM_THREADS=28" in text
 
 
+def test_a_rank_that_ends_well_ends_no_other(tmp_path: Path) -> None:
+    """Rank 0 hashes the artifact for minutes after the others are done."""
+    for launch in ("srun", "torchrun"):
+        text = rendered(tmp_path, profile(GPU, launch=launch))["base"].text
+        work = next(li for li in text.splitlines() if li.startswith("srun --kill-on-bad-exit=1"))
+        assert " --wait=0 " in work
+
+
+def test_podman_gets_the_job_s_gpus_and_the_fabric(tmp_path: Path) -> None:
+    podman = {"runtime": "podman", **IMAGE}
+    text = rendered(tmp_path, profile(GPU, container=podman))["base"].text
+    assert text.count("--env=CUDA_VISIBLE_DEVICES") == 2  # the preflight's, and the work's
+    assert text.count("--device=/dev/infiniband") == 2
+    for cluster in (profile(GPU, container=podman, network="none"), profile(CPU, container=podman)):
+        assert "/dev/infiniband" not in rendered(tmp_path, cluster)["base"].text
+
+
 def test_cuda_connections_follow_the_layout(tmp_path: Path) -> None:
     line = "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
     assert line in rendered(tmp_path, profile(GPU))["base"].text

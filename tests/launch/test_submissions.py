@@ -6,6 +6,7 @@ tests/slurm does the same with a real Slurm; here are the refusals that one can'
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ time_limit: "1:00:00"
 SBATCH = """\
 #!/bin/bash
 echo "sbatch $*" >> "$CALLS"
+echo "${!SBATCH_@}" >> "$CALLS.environment"
 for word in "$@"; do script=$word; done
 case "$*" in *--test-only*) exit 0 ;; esac
 case "$script" in
@@ -111,6 +113,28 @@ def test_what_render_writes_is_what_submit_sends(folder: Path) -> None:
     assert rendered == {
         p.name: p.read_text() for p in (folder / "runs/two/slurm/0001").glob("*.sh")
     }
+
+
+def test_what_a_site_sets_for_sbatch_does_not_win_over_a_script(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EXPORT", "TIMELIMIT", "ACCOUNT", "QOS"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    (folder / "c.yaml").write_text(CLUSTER + "qos: high\n")
+    assert toolkit(*SUBMIT)[0] == 0
+    script = folder / "runs/two/slurm/0001/submit.sh"
+    subprocess.run([str(script)], check=True, stdout=subprocess.DEVNULL)
+    seen = (folder / "calls.environment").read_text().splitlines()
+    assert len(seen) == 2 + 3 + 3 and set(seen) == {"SBATCH_ACCOUNT"}
+
+
+@pytest.mark.parametrize("signal", ["INT", "TERM"])
+def test_submit_sh_takes_all_back_when_it_is_stopped(folder: Path, signal: str) -> None:
+    assert toolkit("render", *SUBMIT[1:], "-o", "out")[0] == 0
+    with (folder / "bin" / "sbatch").open("a") as sbatch:
+        sbatch.write(f"[[ $script != corpus.finish.sh ]] || kill -{signal} $(ps -o ppid= $PPID)\n")
+    done = subprocess.run(["bash", "out/submit.sh"], stdout=subprocess.DEVNULL, check=False)
+    assert (done.returncode, sent(folder)[-1]) == (130, "scancel 101 102")
 
 
 def test_what_the_cluster_alone_has_is_no_mistake_elsewhere(

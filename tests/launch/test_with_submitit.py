@@ -89,7 +89,7 @@ def test_who_runs_in_the_container(tmp_path: Path, runtime: str) -> None:
     container = {"runtime": runtime, **(IMAGE if runtime != "none" else {})}
     job, _ = jobs_of(tmp_path, profile(GPU, **SUBMITIT, container=container))["base"]
     srun = next(line for line in job.text.splitlines() if line.startswith("srun "))
-    assert "--kill-on-bad-exit=1 --wait=60" in srun
+    assert "--kill-on-bad-exit=1 --wait=0" in srun
     assert ("--container-image=/images/toolkit.img" in srun) == (runtime == "pyxis")
     assert (f"--container-mounts={RUN}:{RUN},/data:/data:ro" in srun) == (runtime == "pyxis")
     wrapped = runtime in ("apptainer", "podman")

@@ -120,9 +120,13 @@ def _srun(spec: LaunchSpec, name: str, options: Sequence[str]) -> str:
 
 
 def srun_options(cluster: Cluster) -> list[str]:
-    """How srun treats its ranks: when one fails, the others end; each keeps to its cores."""
+    """How srun treats its ranks: when one fails, the others end; each keeps to its cores.
+
+    One that ends well ends no other: rank 0 flushes and hashes the artifact when the others are
+    done, which takes minutes for a large model, and slurm.conf may have a WaitTime.
+    """
     bind = [f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []
-    return ["--kill-on-bad-exit=1", "--wait=60", *bind]
+    return ["--kill-on-bad-exit=1", "--wait=0", *bind]
 
 
 def pyxis_options(
@@ -170,7 +174,11 @@ def _wrapped(
         return [" ".join(["apptainer exec", *nv, *binds, shlex.quote(str(container.image))])]
     if container.runtime == "podman":
         options = ["--rm", "--network=host", "--ipc=host", "--userns=keep-id"]
-        options += ["--device=nvidia.com/gpu=all"] if gpus else []
+        # All GPUs are there, and which of them are the job's is in Slurm's variable.
+        options += ["--device=nvidia.com/gpu=all", "--env=CUDA_VISIBLE_DEVICES"] if gpus else []
+        # The fabric's adapters: without them NCCL would go over TCP, and not say so.
+        fabric = spec.nodes > 1 and cluster.network != "none"
+        options += ["--device=/dev/infiniband", "--ulimit=host"] if fabric else []
         options += ["--volume=" + shlex.quote(mount) for mount in mounts]
         options += [f"--env={name}" for name in _names(cluster, environment)]
         return [" ".join(["podman run", *options, shlex.quote(str(container.image))])]

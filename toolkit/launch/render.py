@@ -158,7 +158,8 @@ def render_submit(
     """A script of the commands that submit all jobs; ``known`` are ids of jobs sent before."""
     ids = dict(known or {}) | {job.name: f"${{job[{job.name}]}}" for job in jobs}
     sent = [(job.name, job.command(ids, job.file)[2:]) for job in jobs]
-    return _templates().get_template("submit.sh.j2").render(jobs=sent, run=run)
+    template = _templates().get_template("submit.sh.j2")
+    return template.render(jobs=sent, run=run, defaults=slurm.DEFAULTS)
 
 
 def filled_in(spec: LaunchSpec, cluster: Cluster) -> LaunchSpec:

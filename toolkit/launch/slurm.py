@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.errors import ToolkitError
 
@@ -28,6 +30,8 @@ ACTIVE = frozenset(
     }
 )
 """The states of a job that has not ended."""
+DEFAULTS = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
+"""What of ``SBATCH_*`` counts where a script says nothing of it, also in ``submit.sh``."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,15 @@ def here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def call(command: Sequence[str], seconds: float = 60.0) -> str:
+def call(
+    command: Sequence[str], seconds: float = 60.0, environment: Mapping[str, str] | None = None
+) -> str:
     """Run one of Slurm's commands; returns what it printed.
+
+    Args:
+        command: its words.
+        seconds: how long it may take.
+        environment: in place of this process's.
 
     Raises:
         ToolkitError: it is not there, it refused, or it took longer than ``seconds``.
@@ -71,6 +82,7 @@ def call(command: Sequence[str], seconds: float = 60.0) -> str:
             text=True,
             timeout=seconds,
             check=False,
+            env=environment,
             start_new_session=True,  # Ctrl-C is for this process: sbatch is to tell its job's id
         )
     except FileNotFoundError as error:
@@ -97,15 +109,27 @@ def test_only(script: str) -> str | None:
     It looks at options, partition, counts and sizes; not at dependencies, nor at paths.
     """
     try:
-        call(["sbatch", "--test-only", script])
+        call(["sbatch", "--test-only", script], environment=environment_for(script))
     except ToolkitError as error:
         return error.message
     return None
 
 
 def submit(command: Sequence[str]) -> str:
-    """Run an ``sbatch --parsable`` command; returns the job's id."""
-    return call(command).strip().partition(";")[0]
+    """Run an ``sbatch --parsable`` command, the script last; returns the job's id."""
+    said = call(command, environment=environment_for(command[-1]))
+    return said.strip().partition(";")[0]
+
+
+def environment_for(script: str) -> dict[str, str]:
+    """This process's environment, without what would win over a script's own options.
+
+    To sbatch ``SBATCH_TIMELIMIT`` and the like count more than ``#SBATCH`` lines: a site's
+    ``SBATCH_EXPORT=NONE`` would keep a job's secrets from it.
+    """
+    text = Path(script).read_text(encoding="utf-8")
+    left = {f"SBATCH_{n}" for n in DEFAULTS if f"\n#SBATCH --{n.lower()}=" not in text}
+    return {n: v for n, v in os.environ.items() if not n.startswith("SBATCH_") or n in left}
 
 
 def cancel(ids: Iterable[str]) -> None:

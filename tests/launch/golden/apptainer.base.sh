@@ -59,13 +59,13 @@ fi
 note() {
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
-        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+        > "$record.new" && mv "$record.new" "$record"; } || { echo "can't write $record" >&2; return 1; }
 }
 
 # end REASON: it is not started again
 end() {
     echo "base: $1" >&2
-    note true "$1"
+    note true "$1" || true
 }
 
 # go_on REASON [free]: it is started again, which counts, unless it is free
@@ -77,8 +77,11 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    if ! note false "$1: started again" && [[ ${2-} != free ]]; then  # uncounted, it could go on for ever
+        end "$1: not started again, since that can't be noted"
+        return
+    fi
     echo "base: $1: started again" >&2
-    note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
 
@@ -103,7 +106,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false "$reason"
+note false "$reason" || true
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
@@ -162,7 +165,7 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
         grep -qs "\"node\": \"$host\".*\"looked\": true" "$checks"/rank-*.json || silent+=("$host")
     done
     if (( ${#silent[@]} == ${#hosts[@]} )); then
-        end "the preflight did not start on any node (exit code $code): see /shared/runs/tiny/base/logs/preflight-0.log"
+        end "the preflight did not start on any node (exit code $code): see "/shared/runs/tiny/base/logs/preflight-0.log
         exit 1
     fi
     for host in "${silent[@]}"; do
@@ -171,15 +174,21 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
     (( ${#silent[@]} )) || printf '%s\t%s\n' "${hosts[0]}" "rank 0: it came to no verdict (exit code $code)" > "$checks/unfit"
 fi
 
+# A verdict that names no node stands, also where a rank ended badly behind it.
+if (( code != 0 && code != 85 && code != 130 )) && [[ ! -s $checks/unfit ]]; then
+    code=2
+    ! grep -qs '"fit": true' "$checks/summary.json" || code=0
+fi
+
 # A node that is not fit is excluded, and the job goes on elsewhere, if there is an elsewhere.
 case $code in
 0) ;;
 85 | 130) go_on "stopped before the work began"; exit "$code" ;;
-2) end "the preflight found what is no node's own fault: see /shared/runs/tiny/base/logs/preflight-0.log"; exit "$code" ;;
+2) end "the preflight found what is no node's own fault: see "/shared/runs/tiny/base/logs/preflight-0.log; exit "$code" ;;
 *)
     sed 's/^/unfit: /' "$checks/unfit" >&2
     named=$(cut -f1 "$checks/unfit" | sort -u | paste -sd,)
-    without=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p' | head -n 1)$named
+    without=$({ scontrol show job "$SLURM_JOB_ID" || true; } | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p')$named
     if ! enough_without "$without"; then
         end "unfit: $named; without $without there are too few nodes for this job"
         exit 86
@@ -194,7 +203,7 @@ esac
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0
-srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
+srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
     apptainer exec --nv --bind=/shared/runs/tiny:/shared/runs/tiny --bind=/data:/data:ro /images/toolkit.img \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
@@ -214,7 +223,7 @@ fi
 # What follows.
 case $code in
 0)
-    note true ""
+    note true "" || true
     ;;
 2) end "ended with 2, a mistake that starting again does not mend" ;;
 85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted

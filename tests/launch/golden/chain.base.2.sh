@@ -59,7 +59,7 @@ fi
 note() {
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 2 3 "$restarts" 2 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
-        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+        > "$record.new" && mv "$record.new" "$record"; } || { echo "can't write $record" >&2; return 1; }
 }
 
 # The links of the chain that come after this one: jobs of scripts beside this one's that still wait.
@@ -82,14 +82,14 @@ cancel_links() {
 # end REASON: it is not started again
 end() {
     echo "base.2: $1" >&2
-    note true "$1"
+    note true "$1" || true
     cancel_links
 }
 
 # go_on REASON [free]: it is started again, which counts, unless it is free
 go_on() {
     echo "base.2: $1: goes on in link 3 of 3" >&2
-    note false "$1: goes on in link 3 of 3"
+    note false "$1: goes on in link 3 of 3" || true
 }
 
 # again REASON: it is started again, unless it came no further than when it was last started again
@@ -116,7 +116,7 @@ trap told_to_end TERM
 
 # A chain that has ended, or a stage that is complete, needs none of the links that still wait.
 if [[ -e /shared/runs/tiny/base/artifact/artifact.json ]]; then
-    note true "link 2 of 3 found the stage complete"
+    note true "link 2 of 3 found the stage complete" || true
     cancel_links
     exit 0
 elif [[ $(noted ended) != false ]]; then
@@ -124,7 +124,7 @@ elif [[ $(noted ended) != false ]]; then
     cancel_links
     exit 1
 fi
-note false "$reason"
+note false "$reason" || true
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
@@ -182,7 +182,7 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
         grep -qs "\"node\": \"$host\".*\"looked\": true" "$checks"/rank-*.json || silent+=("$host")
     done
     if (( ${#silent[@]} == ${#hosts[@]} )); then
-        end "the preflight did not start on any node (exit code $code): see /shared/runs/tiny/base/logs/preflight-0.log"
+        end "the preflight did not start on any node (exit code $code): see "/shared/runs/tiny/base/logs/preflight-0.log
         exit 1
     fi
     for host in "${silent[@]}"; do
@@ -191,15 +191,21 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
     (( ${#silent[@]} )) || printf '%s\t%s\n' "${hosts[0]}" "rank 0: it came to no verdict (exit code $code)" > "$checks/unfit"
 fi
 
+# A verdict that names no node stands, also where a rank ended badly behind it.
+if (( code != 0 && code != 85 && code != 130 )) && [[ ! -s $checks/unfit ]]; then
+    code=2
+    ! grep -qs '"fit": true' "$checks/summary.json" || code=0
+fi
+
 # A node that is not fit is excluded, and the job goes on elsewhere, if there is an elsewhere.
 case $code in
 0) ;;
 85 | 130) go_on "stopped before the work began"; exit "$code" ;;
-2) end "the preflight found what is no node's own fault: see /shared/runs/tiny/base/logs/preflight-0.log"; exit "$code" ;;
+2) end "the preflight found what is no node's own fault: see "/shared/runs/tiny/base/logs/preflight-0.log; exit "$code" ;;
 *)
     sed 's/^/unfit: /' "$checks/unfit" >&2
     named=$(cut -f1 "$checks/unfit" | sort -u | paste -sd,)
-    without=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p' | head -n 1)$named
+    without=$({ scontrol show job "$SLURM_JOB_ID" || true; } | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p')$named
     if ! enough_without "$without"; then
         end "unfit: $named; without $without there are too few nodes for this job"
         exit 86
@@ -213,7 +219,7 @@ esac
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0
-srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
+srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
 wait "$!" || code=$?  # so that this script hears at once when it is told to end
@@ -232,7 +238,7 @@ fi
 # What follows.
 case $code in
 0)
-    note true ""
+    note true "" || true
     cancel_links
     ;;
 2) end "ended with 2, a mistake that starting again does not mend" ;;

@@ -44,13 +44,13 @@ fi
 note() {
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
-        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+        > "$record.new" && mv "$record.new" "$record"; } || { echo "can't write $record" >&2; return 1; }
 }
 
 # end REASON: it is not started again
 end() {
     echo "vocabulary: $1" >&2
-    note true "$1"
+    note true "$1" || true
 }
 
 # go_on REASON [free]: it is started again, which counts, unless it is free
@@ -62,8 +62,11 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    if ! note false "$1: started again" && [[ ${2-} != free ]]; then  # uncounted, it could go on for ever
+        end "$1: not started again, since that can't be noted"
+        return
+    fi
     echo "vocabulary: $1: started again" >&2
-    note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
 
@@ -81,7 +84,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false "$reason"
+note false "$reason" || true
 
 # What each task runs first: it learns its place, and notes its start in its log.
 # shellcheck disable=SC2016  # expanded in the task, not here
@@ -94,7 +97,7 @@ exec "$@"'
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0
-srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/vocabulary/logs/rank-%t.log --open-mode=append \
+srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/vocabulary/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/vocabulary &
 wait "$!" || code=$?  # so that this script hears at once when it is told to end
@@ -102,7 +105,7 @@ wait "$!" || code=$?  # so that this script hears at once when it is told to end
 # What follows.
 case $code in
 0)
-    note true ""
+    note true "" || true
     ;;
 2) end "ended with 2, a mistake that starting again does not mend" ;;
 85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted

@@ -60,13 +60,13 @@ fi
 note() {
     { mkdir -p "${record%/*}" && printf '{"job": "%s", "link": %d, "links": %d, "restarts": %d, "max_restarts": %d, "step": %d, "ended": %s, "reason": "%s", "time": "%s"}\n' \
         "$job" 1 1 "$restarts" 10 "$step" "$1" "${2//[^[:alnum:] .,:;()\/_=-]/ }" "$(date -u +%FT%TZ)" \
-        > "$record.new" && mv "$record.new" "$record"; } || echo "can't write $record" >&2
+        > "$record.new" && mv "$record.new" "$record"; } || { echo "can't write $record" >&2; return 1; }
 }
 
 # end REASON: it is not started again
 end() {
     echo "base: $1" >&2
-    note true "$1"
+    note true "$1" || true
 }
 
 # go_on REASON [free]: it is started again, which counts, unless it is free
@@ -78,8 +78,11 @@ go_on() {
     local refused
     trap '' TERM  # Slurm ends the script of a job that it takes back
     [[ ${2-} == free ]] || restarts=$((restarts + 1))
+    if ! note false "$1: started again" && [[ ${2-} != free ]]; then  # uncounted, it could go on for ever
+        end "$1: not started again, since that can't be noted"
+        return
+    fi
     echo "base: $1: started again" >&2
-    note false "$1: started again"
     refused=$(scontrol requeue "$job" 2>&1) || end "$1: not started again, since scontrol requeue was refused ($refused)"
 }
 
@@ -104,7 +107,7 @@ told_to_end() {
     exit 143
 }
 trap told_to_end TERM
-note false "$reason"
+note false "$reason" || true
 
 # What it takes must be there, whatever Slurm made of what this job waits for.
 if [[ ! -e /shared/runs/tiny/corpus/artifact/artifact.json ]]; then
@@ -136,7 +139,7 @@ exec "$@"'
 code=0
 timeout --kill-after=30 1020 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
     bash -c "$look" rank \
-    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
+    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
     /venv/bin/python -m toolkit.preflight /shared/runs/tiny/base '{"gpus": 8}' &
 wait "$!" || code=$?
 
@@ -163,7 +166,7 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
         grep -qs "\"node\": \"$host\".*\"looked\": true" "$checks"/rank-*.json || silent+=("$host")
     done
     if (( ${#silent[@]} == ${#hosts[@]} )); then
-        end "the preflight did not start on any node (exit code $code): see /shared/runs/tiny/base/logs/preflight-0.log"
+        end "the preflight did not start on any node (exit code $code): see "/shared/runs/tiny/base/logs/preflight-0.log
         exit 1
     fi
     for host in "${silent[@]}"; do
@@ -172,15 +175,21 @@ if (( code != 0 && code != 85 && code != 130 )) && [[ ! -e $checks/summary.json 
     (( ${#silent[@]} )) || printf '%s\t%s\n' "${hosts[0]}" "rank 0: it came to no verdict (exit code $code)" > "$checks/unfit"
 fi
 
+# A verdict that names no node stands, also where a rank ended badly behind it.
+if (( code != 0 && code != 85 && code != 130 )) && [[ ! -s $checks/unfit ]]; then
+    code=2
+    ! grep -qs '"fit": true' "$checks/summary.json" || code=0
+fi
+
 # A node that is not fit is excluded, and the job goes on elsewhere, if there is an elsewhere.
 case $code in
 0) ;;
 85 | 130) go_on "stopped before the work began"; exit "$code" ;;
-2) end "the preflight found what is no node's own fault: see /shared/runs/tiny/base/logs/preflight-0.log"; exit "$code" ;;
+2) end "the preflight found what is no node's own fault: see "/shared/runs/tiny/base/logs/preflight-0.log; exit "$code" ;;
 *)
     sed 's/^/unfit: /' "$checks/unfit" >&2
     named=$(cut -f1 "$checks/unfit" | sort -u | paste -sd,)
-    without=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p' | head -n 1)$named
+    without=$({ scontrol show job "$SLURM_JOB_ID" || true; } | sed -nE 's/.*ExcNodeList=([^ (]+).*/\1,/p')$named
     if ! enough_without "$without"; then
         end "unfit: $named; without $without there are too few nodes for this job"
         exit 86
@@ -195,9 +204,9 @@ esac
 
 # The work. A rank that fails ends the others; a signal of Slurm's reaches the ranks themselves.
 code=0
-srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
+srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
-    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
+    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
 wait "$!" || code=$?  # so that this script hears at once when it is told to end
 
@@ -215,7 +224,7 @@ fi
 # What follows.
 case $code in
 0)
-    note true ""
+    note true "" || true
     ;;
 2) end "ended with 2, a mistake that starting again does not mend" ;;
 85 | 130)  # stopped by Slurm: ahead of the time limit, or to be preempted

@@ -6,16 +6,30 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 declare -A job=()
 take_back() {
-    local code=$?
     (( ${#job[@]} == 0 )) || scancel "${job[@]}"
-    exit "$code"
+    exit "$1"
 }
-trap take_back ERR
+trap 'take_back "$?"' ERR
+trap 'take_back 130' INT TERM HUP
+
+# settle SCRIPT: to sbatch, SBATCH_* variables count more than a script's own options: of these
+# stay only defaults for what the script leaves open
+settle() {
+    local name option
+    for name in "${!SBATCH_@}"; do
+        option=${name#SBATCH_}
+        case $option in
+        ACCOUNT | PARTITION | QOS | CONSTRAINT | RESERVATION)
+            ! grep -q "^#SBATCH --${option,,}=" "$1" || unset "$name" ;;
+        *) unset "$name" ;;
+        esac
+    done
+}
 
 # send NAME OPTION... SCRIPT: submits a script, and keeps its job's id
 send() {
     local id
-    id=$(sbatch --parsable "${@:2}")
+    id=$(settle "${@: -1}"; sbatch --parsable "${@:2}")
     job[$1]=${id%%;*}
     echo "$1 ${job[$1]}"
 }
