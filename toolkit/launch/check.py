@@ -76,18 +76,16 @@ def resource_problems(config: StageConfig, cluster: Cluster) -> Iterator[tuple[s
     if (asked.cpus_per_task or 1) * at_once > node.cpus:
         cores = f"{at_once} x {asked.cpus_per_task or 1}"
         yield "cpus_per_task", f"{cores} cores on a node that has {node.cpus}"
-    if (asked.chain or 1) > 1 and kind.spread == "shards" and spread * asked.nodes > 1:
-        yield "chain", "a stage whose tasks are an array has no chain: each task is requeued"
-    elif (asked.chain or 1) > 1 and cluster.submit_with == "submitit":
+    if (asked.chain or 1) > 1 and cluster.submit_with == "submitit":
         yield "chain", "submitit requeues, and has no chains: submit_with: sbatch has"
+    elif (asked.chain or 1) > 1 and kind.spread == "shards" and spread * asked.nodes > 1:
+        yield "chain", "a stage whose tasks are an array has no chain: each task is requeued"
     memory = asked.memory_per_node
     if memory and node.memory and megabytes(memory) > megabytes(node.memory):
         yield "memory_per_node", f"{memory} on a node that has {node.memory}"
     limit = asked.time_limit
     if limit and limits.time_limit and minutes(limit) > minutes(limits.time_limit):
         yield "time_limit", f"{limit}, where a job may have {limits.time_limit}"
-    if (asked.chain or 1) > 1 and cluster.submit_with == "submitit":
-        yield "chain", "submitit requeues, and has no chains: submit_with: sbatch has"
     if limit and minutes(limit) * 60 <= cluster.signal_seconds:
         yield "time_limit", f"{limit} is no longer than signal_seconds, {cluster.signal_seconds} s"
 

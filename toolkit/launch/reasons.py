@@ -23,6 +23,9 @@ WAITING = {
     "JobHeldAdmin": "an administrator holds it: ask why",
     "launch_failed_requeued_held": "it could not start on its nodes, and is held: see sinfo -R,"
     " then scontrol release {job}",
+    "user_env_retrieval_failed_requeued_held": "its node got no environment from your login shell"
+    " in time, and it is held: see what ~/.bash_profile and the like wait for, then"
+    " scontrol release {job}",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved: sinfo -R says which",
     "BadConstraints": "no node has what it asks for: look at constraint, gpu_type and GPUs",
     "PartitionTimeLimit": "the partition's time limit is shorter: it will never start",
