@@ -18,8 +18,9 @@ SECONDS = 45.0
 """For a group to meet and for its all-reduces; more means that one of them hangs."""
 BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
 """Large enough for the bandwidth to count, and not the latency; gloo is a hundred times slower."""
-WARM_UP = {"cuda": 5, "cpu": 1}
-TIMES = {"cuda": 20, "cpu": 3}
+TIMES = {"cuda": 50, "cpu": 2}
+"""How many are timed, at most: nodes that share a slow network are to come to an end, too."""
+TIMED_SECONDS = 8.0
 
 
 class AllReduce:
@@ -30,6 +31,7 @@ class AllReduce:
         # other groups can still be measured.
         os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
         os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "0"
+        store.set_timeout(timedelta(seconds=SECONDS))  # NCCL's ranks learn of each other there
         self._store, self._rank, self._device = store, rank, device
 
     def bandwidth(self, name: str, ranks: Sequence[int]) -> float:
@@ -58,16 +60,27 @@ class AllReduce:
     def _measure(self, group: Any, ranks: int) -> float:
         size = BYTES[self._device]
         data = torch.zeros(size // 4, dtype=torch.float32, device=self._device)
-        for _ in range(WARM_UP[self._device]):
-            group.allreduce([data]).wait()
-        self._finish()
-        started = time.perf_counter()
-        for _ in range(TIMES[self._device]):
-            group.allreduce([data]).wait()
-        self._finish()
-        seconds = (time.perf_counter() - started) / TIMES[self._device]
+        self._time(group, data, 1)  # the group meets
+        once = torch.tensor([self._time(group, data, 1)], device=self._device)
+        self._time(group, once, 1)  # the sum, so that all ranks time as many
+        most = TIMED_SECONDS * ranks / max(float(once.item()), 1e-6)
+        times = max(1, min(TIMES[self._device], int(most)))
+        seconds = self._time(group, data, times) / times
         return size / 1e9 / seconds * 2 * (ranks - 1) / ranks
 
-    def _finish(self) -> None:
+    def _time(self, group: Any, data: torch.Tensor, times: int) -> float:
+        """Seconds of so many all-reduces, one after another.
+
+        NCCL's stand in a queue of the GPU's, and only the last is waited for: ``wait`` looks
+        whether one is done, and sleeps for 1 to 10 ms before it looks again, which is longer than
+        an all-reduce over NVLink takes (``kSynchronizeBusyWaitMillis`` in torch's
+        ``ProcessGroupNCCL.cpp``). gloo would run several at once.
+        """
+        started = time.perf_counter()
+        for number in range(1, times + 1):
+            work = group.allreduce([data])
+            if self._device == "cpu" or number == times:
+                work.wait()
         if self._device == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - started
