@@ -54,7 +54,8 @@ def test_a_rank_that_cannot_run_python_ends_too(tmp_path: Path) -> None:
 
 def test_steps_and_their_absence_without_a_watchdog_are_let_be(tmp_path: Path) -> None:
     assert run(tmp_path, 5.0, "").returncode == 0
-    assert run(tmp_path, 0.6, "watchdog.stop(); time.sleep(1)").returncode == 0
+    last = "context.all_steps_taken(); context.alive(); time.sleep(1)"
+    assert run(tmp_path, 0.6, last).returncode == 0
     assert run(tmp_path, None, "time.sleep(0.5)").returncode == 0
     assert not (tmp_path / "told").exists()
 
@@ -70,3 +71,4 @@ def test_a_worker_s_watchdog_leaves_its_reason_with_the_errors(
     watchdog.report("no step within 30 s")
     record = json.loads((tmp_path / "errors" / "rank-3.json").read_text())
     assert record["message"] == "no step within 30 s" and "log of rank 3" in record["hint"]
+    assert "watchdog_seconds" in record["hint"]

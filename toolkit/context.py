@@ -197,10 +197,17 @@ class StageContext:
         """Say that this rank took a step; in a stage whose ranks wait for each other.
 
         With a watchdog (``TOOLKIT_WATCHDOG``) the next step must follow within so many seconds:
-        else the rank leaves its reason and the stacks of all threads, and ends with 1.
+        else the rank leaves its reason and the stacks of all threads, and ends with 1. A save, and
+        a batch of an evaluation, are steps, too. What comes before the first one (compilation,
+        indices of data) may take any time, and so may what comes after ``all_steps_taken``.
         """
         if self.watchdog is not None:
             self.watchdog.step()
+
+    def all_steps_taken(self) -> None:
+        """Say that no step is to follow: what is made is now written and checked."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
 
     def path(self, reference: str) -> Path:
         """Where an input is: an artifact's folder, or a plain path."""

@@ -38,7 +38,9 @@ class Watchdog:
         self._stopped = threading.Event()
 
     def step(self) -> None:
-        """Say that a step was taken; the next must follow in time."""
+        """Say that a step was taken; the next must follow in time, unless ``stop`` was called."""
+        if self._stopped.is_set():
+            return
         faulthandler.dump_traceback_later(self.seconds + 2 * self.linger, exit=True)
         self._deadline = time.monotonic() + self.seconds
         if self._thread is None:
@@ -46,9 +48,9 @@ class Watchdog:
             self._thread.start()
 
     def stop(self) -> None:
-        """No step is to follow."""
-        faulthandler.cancel_dump_traceback_later()
+        """No step is to follow: whatever comes now may take any time."""
         self._stopped.set()
+        faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._stopped.wait(max(self._deadline - time.monotonic(), 0.0)):

@@ -186,7 +186,10 @@ def _watchdog(folder: Path, rank: int) -> Watchdog | None:
         return None
 
     def report(message: str) -> None:
-        hint = f"the stacks of all its threads are in the log of rank {rank}"
+        hint = (
+            f"the stacks of all its threads are in the log of rank {rank}; where a step, a save, or"
+            " a batch of an evaluation takes longer and is well: watchdog_seconds of the profile"
+        )
         record = {"message": message, "where": None, "hint": hint}
         _record_error(folder, rank, Outcome(ExitCode.STAGE_FAILED, "failed", record))
 

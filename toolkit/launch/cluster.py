@@ -237,7 +237,7 @@ class Cluster(Settings):
     watchdog_seconds: int | None = Field(
         default=1800,
         ge=5,
-        description="A training step, with an evaluation and a save, takes no longer: else the"
+        description="A training step, a save, or a batch of an evaluation takes no longer: else the"
         " ranks write their stacks to their logs, and end; null: they may take any time.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,13 @@ def held_out(training: Training, dataset: object, vocab_size: int) -> HeldOut | 
 
 
 @torch.no_grad()
-def evaluate(training: Training, part: HeldOut) -> float:
+def evaluate(training: Training, part: HeldOut, each: Callable[[], None] = lambda: None) -> float:
     """The mean loss over the held-out tokens; perplexity is its exponential.
+
+    Args:
+        training: the model.
+        part: the held-out samples.
+        each: called after each global batch.
 
     Raises:
         DataError: of packed rows, none of the held-out ones has a token to predict.
@@ -52,6 +58,7 @@ def evaluate(training: Training, part: HeldOut) -> float:
         chunk.eval()
     for _ in range(-(-part.count // training.config.global_batch_size)):
         total += run_schedule(training, batches, forward_only=True)
+        each()
     for chunk in training.chunks:
         chunk.train()
     distributed.all_reduce(total)

@@ -56,6 +56,7 @@ class Loop:
                 self._evaluate()
             self.train_to(self.config.train_iters)
             self._save()
+        self.context.all_steps_taken()
 
     def train_to(self, iteration: int) -> None:
         """Take steps until ``iteration``, with all that belongs between them."""
@@ -150,7 +151,10 @@ class Loop:
     def _evaluate(self) -> None:
         if self.valid is None:
             return
-        loss = evaluate(self.training, self.valid)
+        # Before the first step nothing is watched: that step may compile what this one did not.
+        begun = self.progress.iteration > 0
+        each = self.context.alive if begun else lambda: None
+        loss = evaluate(self.training, self.valid, each)
         self.progress.validation_loss = loss
         if self.progress.iteration == 0:
             self.progress.untrained_validation_loss = loss
@@ -174,6 +178,7 @@ class Loop:
             return
         folder = state.save(self.training, self.progress, self.root)
         self._saved = self.progress.iteration
+        self.context.alive()
         if self.context.rank == 0:
             logger.info("saved %s", folder)
         self.meter.pause()

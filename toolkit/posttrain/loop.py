@@ -95,6 +95,17 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         if self.watch is not None:
             self.watch(state.global_step, metrics)
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """A batch of an evaluation is done; before the first step nothing is watched."""
+        if state.global_step > 0:
+            self.context.alive()
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -115,6 +126,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         **_: Any,
     ) -> None:
         """Seal the checkpoint once every rank has written its part."""
+        self.context.alive()
         _wait_for_all()
         if self.context.rank == 0:
             folder = Path(args.output_dir)
@@ -171,6 +183,7 @@ def train(trainer: Trainer, context: StageContext, watch: Watch | None = None) -
         logger.info("going on from step %d", checkpoints.step_of(found))
     with context.stop.deferred(), full_disk_is_told(context.work):
         trainer.train(resume_from_checkpoint=str(found) if found else None)
+    context.all_steps_taken()
     if context.stop.signal is not None:
         step = trainer.state.global_step
         raise StageInterrupted(
