@@ -5,6 +5,7 @@ tests/slurm does the same with a real Slurm; here are the refusals that one can'
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -206,6 +207,27 @@ def test_resubmit_is_of_all_that_was_submitted(folder: Path) -> None:
         "corpus.shards.sh",
         "corpus.finish.sh",
     ]
+
+
+def test_resubmit_goes_where_overrides_begin_and_says_if_that_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = folder / "away"
+    for more in ((), ("seed=7",)):
+        away.mkdir()
+        monkeypatch.chdir(away)
+        assert toolkit("submit", "../p.yaml", "--cluster", "../c.yaml", *more, "--fresh")[0] == 0
+        (folder / "queue").write_text("")
+        monkeypatch.chdir(folder)
+        run = folder / "run"
+        (away / "runs" / "two").rename(run)
+        shutil.rmtree(away)
+        code, output = toolkit("resubmit", str(run))
+        assert code == (2 if more else 0), output
+        shutil.rmtree(run)
+        (folder / "queue").write_text("")
+    assert f"submitted in {away}, which is not here, with seed=7" in output
+    assert f"--run-dir {run}" in output
 
 
 def test_what_differs_from_the_last_submission_is_shown(folder: Path) -> None:

@@ -56,6 +56,17 @@ def test_start_resume_skip(file: Path) -> None:
     assert actions(plan(file)) == {"vocabulary": "skip", "corpus": "resume"}
 
 
+def test_a_file_is_the_same_wherever_it_is_named_from(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    begin(plan_run(load_pipeline(Path("p.yaml")), file.parent / "run"))
+    (file.parent / "below").mkdir()
+    monkeypatch.chdir("below")
+    again = plan_run(load_pipeline(Path("../p.yaml")), file.parent / "run")
+    assert set(actions(again).values()) == {"resume"}
+
+
 def test_an_input_that_was_made_again_makes_what_follows_stale(file: Path) -> None:
     chain = "  blended: {kind: split, data: corpus}\n"
     file.write_text(file.read_text() + chain)

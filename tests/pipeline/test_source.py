@@ -12,6 +12,7 @@ from toolkit.pipeline.source import (
     overlay,
     parse_override,
     parse_yaml,
+    plain,
     read_yaml,
 )
 
@@ -137,3 +138,16 @@ def test_bad_overrides_are_refused(text: str) -> None:
     source = parse_yaml("s: {m: [a, b], x: 5}\n", FILE)
     with pytest.raises(ConfigError):
         apply_override(source, text)
+
+
+def test_a_plain_path_is_absolute_keeps_links_and_never_means_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/below")
+    monkeypatch.chdir(tmp_path / "real")
+    assert plain(Path("p.yaml")) == tmp_path / "real" / "p.yaml"
+    assert plain(Path("../real/below/../*.txt")) == tmp_path / "real" / "*.txt"
+    assert plain(Path("../link/p.yaml")) == tmp_path / "link" / "p.yaml"
+    behind = tmp_path / "link" / ".." / "p.yaml"  # in real, and not beside it
+    assert plain(behind) == behind

@@ -221,7 +221,8 @@ def resubmit(run: Path) -> Submission | None:
     The pipeline, the profile and the overrides are those of its last submission.
 
     Raises:
-        ToolkitError: nothing was submitted for this run.
+        ToolkitError: nothing was submitted for this run, or its overrides' paths begin in a folder
+            that is not here.
     """
     found = [s for s in read_submissions(run) if not s.withdrawn]
     if not found:
@@ -232,5 +233,10 @@ def resubmit(run: Path) -> Submission | None:
     whole = any(not submission.only for submission in found)
     only = [] if whole else list(dict.fromkeys(name for s in found for name in s.only))
     request = Request(Path(last.file), last.cluster, last.overrides, only, folder)
-    with contextlib.chdir(last.cwd):  # relative paths of overrides begin there
+    begun = Path(last.cwd)  # relative paths of overrides begin there, and so may the file's
+    if not begun.is_dir() and last.overrides:
+        message = f"it was submitted in {begun}, which is not here, with {' '.join(last.overrides)}"
+        hint = f"toolkit submit {last.file} --cluster {last.cluster} --run-dir {folder} ..."
+        raise ToolkitError(message, where=str(run), hint=hint)
+    with contextlib.chdir(begun if begun.is_dir() else "."):
         return submit(request, again=True)

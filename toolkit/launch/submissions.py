@@ -20,6 +20,7 @@ from toolkit.errors import ToolkitError
 from toolkit.launch import slurm
 from toolkit.launch.local import Interrupt
 from toolkit.launch.render import RenderedJob, render_submit
+from toolkit.pipeline.source import plain
 
 FOLDER = "slurm"
 RECORD = "submission.json"
@@ -279,7 +280,7 @@ def _withdraw(folder: Path, submission: Submission) -> str:
 
 def begin(cluster: str, file: Path, overrides: Sequence[str], only: Sequence[str]) -> Submission:
     """The record of a submission that is about to be sent."""
-    named = str(Path(cluster).resolve()) if cluster.endswith((".yaml", ".yml")) else cluster
+    named = str(plain(Path(cluster))) if cluster.endswith((".yaml", ".yml")) else cluster
     return Submission(
-        now(), named, str(file.resolve()), list(overrides), list(only), str(Path.cwd()), None
+        now(), named, str(plain(file)), list(overrides), list(only), str(Path.cwd()), None
     )

@@ -14,7 +14,7 @@ from toolkit.data.sources import absolute_name, is_named, name_problem, path_pro
 from toolkit.errors import Problem, ToolkitError
 from toolkit.pipeline.problems import nearest
 from toolkit.pipeline.registry import stage_kinds
-from toolkit.pipeline.source import COMMAND_LINE, Key, Source
+from toolkit.pipeline.source import COMMAND_LINE, Key, Source, plain
 from toolkit.stage import (
     SAMPLE_PREFIX,
     Found,
@@ -118,7 +118,9 @@ def _resolve(
 def _base(source: Source, key: Key) -> Path:
     """The folder that a setting's relative paths begin in."""
     place = source.place(key)
-    return Path.cwd() if place is None or place.file == COMMAND_LINE else place.file.parent
+    if place is None or place.file == COMMAND_LINE:
+        return Path.cwd()
+    return plain(place.file.parent)
 
 
 def _named(value: str, mark: Reference, base: Path) -> tuple[str | None, str | None]:

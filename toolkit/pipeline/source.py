@@ -5,6 +5,7 @@ Scalars follow YAML 1.2's core schema, so ``1e-5`` is a float and ``no`` is a st
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,21 @@ from toolkit.errors import ConfigError, Problem
 
 Key = tuple[str | int, ...]
 COMMAND_LINE = Path("command line")
+
+
+def plain(path: Path) -> Path:
+    """A path made absolute, without ``..``: the same one wherever it was named from.
+
+    Links in it stay, for a container may have a folder by that name alone.
+    """
+    full = path.absolute()
+    ups = [number for number, part in enumerate(full.parts) if part == ".."]
+    if not ups:
+        return full
+    ahead = Path(*full.parts[: ups[-1] + 1])
+    short = Path(os.path.normpath(ahead))
+    same = ahead.exists() and short.exists() and ahead.samefile(short)  # not so behind a link
+    return short.joinpath(*full.parts[ups[-1] + 1 :]) if same else full
 
 
 @dataclass(frozen=True)
