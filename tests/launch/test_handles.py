@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_ins import lay_out
+from stand_ins import PIPELINE, lay_out
 
 import toolkit
 from toolkit.artifacts import publish
@@ -28,6 +28,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def stages(folder: Path) -> dict[str, Handle]:
     return toolkit.submit("p.yaml", "c.yaml")
+
+
+CHAIN = """\
+  base:
+    kind: pretrain
+    data: corpus
+    model: {preset: llama-mini}
+    train_iters: 2
+    global_batch_size: 4
+    resources: {chain: 2}
+  weights: {kind: export, checkpoint: base}
+"""
 
 
 def make(stage: Handle) -> None:
@@ -109,6 +121,18 @@ def test_a_failure_s_reason_comes_out_of_what_needs_the_stage_too(
     )
     with pytest.raises(StageError, match="'vocabulary', which failed: invalid JSON"):
         stages["corpus"].result(timeout=20)
+
+
+def test_a_failure_ahead_of_a_chain_is_told_behind_it(folder: Path) -> None:
+    (folder / "p.yaml").write_text(PIPELINE + CHAIN)
+    toolkit.submit("p.yaml", "c.yaml")
+    stage = toolkit.handles("runs/two")["weights"]
+    (folder / "queue").write_text(
+        "101 FAILED\n" + "".join(f"{n} CANCELLED\n" for n in range(102, 107))
+    )
+    assert stage.job_ids == ["106"]
+    with pytest.raises(StageError, match="it waits for 'vocabulary', which failed"):
+        stage.result(timeout=20)
 
 
 def test_why_a_job_was_not_started_again_is_told(folder: Path, stages: dict[str, Handle]) -> None:

@@ -17,12 +17,14 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from toolkit.artifacts import MANIFEST, Artifact, read_artifact
 from toolkit.errors import StageError, ToolkitError
 from toolkit.launch import remote
 from toolkit.launch.going_on import read_going_on
+from toolkit.launch.render import whole_name
 from toolkit.launch.submissions import active_jobs, sent_jobs
 from toolkit.launch.watching import StageStatus, run_status
 from toolkit.launch.watching import cancel as cancel_jobs
@@ -143,7 +145,8 @@ class Handle:
             stage = sent[name]["stage"] if name in sent else name
             if stage != self.stage and stage in rows and rows[stage].state.status == "failed":
                 yield f"{stage!r}, which {_text(rows[stage].state.error or {})}"
-            todo += [n for n in sent.get(name, {}).get("dependencies", ()) if n not in todo]
+            behind = [job["dependencies"] for n, job in sent.items() if name in (n, whole_name(n))]
+            todo += [n for n in chain.from_iterable(behind) if n not in todo]
 
 
 def _text(error: Mapping[str, object]) -> str:
