@@ -359,12 +359,12 @@ def test_any_bytes_are_records_or_an_error_that_names_the_file(
     ("name", "content"),
     [
         ("a.jsonl", b"\n \n\r\n"),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("a.jsonl.zst", zst(b"")),
         ("a.jsonl.bz2", bz2.compress(b"")),
         ("a.jsonl.xz", lzma.compress(b"")),
         ("a.json", b"[]"),
-        ("a.txt.gz", gzip.compress(b"")),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
         ("a.jsonl", b"\xef\xbb\xbf"),
     ],
 )
