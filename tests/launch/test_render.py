@@ -169,6 +169,13 @@ def test_podman_gets_the_job_s_gpus_and_the_fabric(tmp_path: Path) -> None:
         assert "/dev/infiniband" not in rendered(tmp_path, cluster)["base"].text
 
 
+def test_the_profile_s_threads_win_over_the_cores(tmp_path: Path) -> None:
+    for threads, environment in ((28, {}), (4, {"OMP_NUM_THREADS": 4})):
+        text = rendered(tmp_path, profile(GPU, environment=environment))["base"].text
+        set_to = [line for line in text.splitlines() if "OMP_NUM_THREADS=" in line]
+        assert set_to == [f"export OMP_NUM_THREADS={threads}"]
+
+
 def test_cuda_connections_follow_the_layout(tmp_path: Path) -> None:
     line = "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
     assert line in rendered(tmp_path, profile(GPU))["base"].text

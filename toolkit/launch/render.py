@@ -191,9 +191,12 @@ def filled_in(spec: LaunchSpec, cluster: Cluster) -> LaunchSpec:
 
 def job_environment(spec: LaunchSpec, target: Target) -> dict[str, str]:
     """What a job's script exports, by name; no secret is in it."""
+    cores = spec.cpus_per_task or 1
     found = {
         "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "true" if (spec.cpus_per_task or 1) > 1 else "false",
+        "OMP_NUM_THREADS": str(cores),
+        "RAYON_NUM_THREADS": str(cores),
+        "TOKENIZERS_PARALLELISM": "true" if cores > 1 else "false",
         LOCK_SECONDS: str(WAIT_FOR_LOCK),
         **spec.environment,
         **target.cluster.variables(),

@@ -23,6 +23,8 @@ set -u
 
 # The environment of every rank: the network's preset, the profile's settings, the layout's.
 export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=64
+export RAYON_NUM_THREADS=64
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_LOCK_SECONDS=200
 export TOOLKIT_PHASE=finish
@@ -30,7 +32,6 @@ export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export PYTHONSAFEPATH=1
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
-export OMP_NUM_THREADS=64 RAYON_NUM_THREADS=64
 
 # How this job goes on, and why not: noted in a file of the stage's, which `toolkit status` shows.
 job=$SLURM_JOB_ID

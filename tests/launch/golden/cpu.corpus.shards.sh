@@ -24,6 +24,8 @@ set -u
 
 # The environment of every rank: the network's preset, the profile's settings, the layout's.
 export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=16
+export RAYON_NUM_THREADS=16
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_LOCK_SECONDS=200
 export TOOLKIT_PHASE=shards
@@ -31,7 +33,6 @@ export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export PYTHONSAFEPATH=1
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
-export OMP_NUM_THREADS=16 RAYON_NUM_THREADS=16
 
 # One task of the array is one rank; the ranks need not run at one time.
 export RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=8 LOCAL_RANK=0 LOCAL_WORLD_SIZE=4

@@ -29,6 +29,8 @@ export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
 export TORCH_FR_DUMP_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=28
+export RAYON_NUM_THREADS=28
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_LOCK_SECONDS=200
 export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -40,7 +42,6 @@ export TOOLKIT_QUIET_STOP=1
 export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
-export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
 
 # Where the ranks meet: the first node, at a port of this job's own and of this start of it, below
 # those that the kernel hands out by itself.
@@ -139,7 +140,7 @@ exec "$@"'
 code=0
 timeout --kill-after=30 1020 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/preflight-%t.log --open-mode=append \
     bash -c "$look" rank \
-    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
+    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
     /venv/bin/python -m toolkit.preflight /shared/runs/tiny/base '{"gpus": 8}' &
 wait "$!" || code=$?
 
@@ -206,7 +207,7 @@ esac
 code=0
 srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/base/logs/rank-%t.log --open-mode=append \
     bash -c "$task" rank \
-    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
+    podman run --rm --network=host --ipc=host --userns=keep-id --device=nvidia.com/gpu=all --env=CUDA_VISIBLE_DEVICES --device=/dev/infiniband --ulimit=host --volume=/shared/runs/tiny:/shared/runs/tiny --volume=/data:/data:ro --env=TORCH_NCCL_DUMP_ON_TIMEOUT --env=TORCH_NCCL_TRACE_BUFFER_SIZE --env=TORCH_FR_BUFFER_SIZE --env=TORCH_NCCL_DEBUG_INFO_TEMP_FILE --env=TORCH_FR_DUMP_TEMP_FILE --env=TORCH_NCCL_AVOID_RECORD_STREAMS --env=PYTHONUNBUFFERED --env=OMP_NUM_THREADS --env=RAYON_NUM_THREADS --env=TOKENIZERS_PARALLELISM --env=TOOLKIT_LOCK_SECONDS --env=CUDA_DEVICE_MAX_CONNECTIONS --env=FI_EFA_USE_HUGE_PAGE --env=NCCL_SOCKET_IFNAME --env=PYTHONPATH --env=PYTHONSAFEPATH --env=TOOLKIT_QUIET_STOP --env=TOOLKIT_WATCHDOG --env=RANK --env=WORLD_SIZE --env=LOCAL_RANK --env=LOCAL_WORLD_SIZE --env=MASTER_ADDR --env=MASTER_PORT --env=SLURM_JOB_ID --env=SLURM_RESTART_COUNT --env=SLURMD_NODENAME /images/toolkit.img \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/base &
 wait "$!" || code=$?  # so that this script hears at once when it is told to end
 

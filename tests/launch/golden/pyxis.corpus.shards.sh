@@ -28,6 +28,8 @@ export HF_TOKEN
 
 # The environment of every rank: the network's preset, the profile's settings, the layout's.
 export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=56
+export RAYON_NUM_THREADS=56
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_LOCK_SECONDS=200
 export TOOLKIT_PHASE=shards
@@ -36,7 +38,6 @@ export PYTHONPATH=/shared/runs/tiny/code/0123456789abcdef
 export PYTHONSAFEPATH=1
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
-export OMP_NUM_THREADS=56 RAYON_NUM_THREADS=56
 
 # One task of the array is one rank; the ranks need not run at one time.
 export RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=8 LOCAL_RANK=0 LOCAL_WORLD_SIZE=4
@@ -114,7 +115,7 @@ code=0
 srun --kill-on-bad-exit=1 --wait=0 --cpu-bind=cores --output=/shared/runs/tiny/corpus/logs/rank-"$SLURM_ARRAY_TASK_ID".log --open-mode=append \
     --container-image=/images/toolkit.img \
     --container-mounts=/shared/runs/tiny:/shared/runs/tiny,/data:/data:ro \
-    --container-env=PYTHONUNBUFFERED,TOKENIZERS_PARALLELISM,TOOLKIT_LOCK_SECONDS,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS,RAYON_NUM_THREADS,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \
+    --container-env=PYTHONUNBUFFERED,OMP_NUM_THREADS,RAYON_NUM_THREADS,TOKENIZERS_PARALLELISM,TOOLKIT_LOCK_SECONDS,TOOLKIT_PHASE,NCCL_IB_TIMEOUT,PYTHONPATH,PYTHONSAFEPATH,RANK,WORLD_SIZE,LOCAL_RANK,LOCAL_WORLD_SIZE,MASTER_ADDR,MASTER_PORT,SLURM_JOB_ID,SLURM_RESTART_COUNT,SLURMD_NODENAME,HF_TOKEN \
     --no-container-mount-home \
     bash -c "$task" rank \
     /venv/bin/python -m toolkit.worker /shared/runs/tiny/corpus &

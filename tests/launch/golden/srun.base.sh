@@ -33,6 +33,8 @@ export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
 export TORCH_FR_DUMP_TEMP_FILE=/shared/runs/tiny/base/logs/flight-
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=28
+export RAYON_NUM_THREADS=28
 export TOKENIZERS_PARALLELISM=true
 export TOOLKIT_LOCK_SECONDS=200
 export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -44,7 +46,6 @@ export TOOLKIT_QUIET_STOP=1
 export TOOLKIT_WATCHDOG=1800
 export SLURM_EXPORT_ENV=ALL  # srun hands it all on, whatever sbatch was told to
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since 22.05 srun does not take it from sbatch
-export OMP_NUM_THREADS=28 RAYON_NUM_THREADS=28
 
 # Where the ranks meet: the first node, at a port of this job's own and of this start of it, below
 # those that the kernel hands out by itself.
