@@ -45,6 +45,37 @@ sys.exit(main(sys.argv[1:]))
 )
 """A rank that never comes to an end while it looks at its node."""
 BROKEN = ("-c", "raise SystemExit(77)")
+STOPPED = (
+    "-c",
+    """
+import os, signal, sys
+from toolkit.preflight import rank
+from toolkit.preflight.__main__ import main
+def stop(chair):
+    chair.meeting.hear("report/1", 60)
+    os.kill(os.getpid(), signal.SIGUSR1)
+rank._lead = stop
+sys.exit(main(sys.argv[1:]))
+""",
+)
+"""Rank 0, told to stop when it has met the others."""
+STOPPED_LATER = (
+    "-c",
+    """
+import os, signal, sys, threading
+from toolkit.preflight import rank
+from toolkit.preflight.__main__ import main
+follow = rank._follow
+def told(*arguments):
+    try:
+        return follow(*arguments)
+    finally:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+rank._follow = told
+sys.exit(main(sys.argv[1:]))
+""",
+)
+"""A rank that hears of it when rank 0 has gone."""
 
 
 def start(
@@ -66,18 +97,26 @@ def start(
     )
 
 
-def preflight(
+def run_ranks(
     stage: Path, settings: dict[str, Any], *ranks: tuple[str, ...]
-) -> tuple[list[int], str, dict[str, Any]]:
-    """Exit codes, rank 0's log, and the summary."""
+) -> tuple[list[int], list[str]]:
+    """Exit codes and logs."""
     folder = stage / "preflight" / "7-0"
     folder.mkdir(parents=True)
     (folder / "nodes").write_text("".join(f"n{i}\n" for i in range(len(ranks))))
     port = free_port()
     running = [start(stage, i, len(ranks), port, settings, how) for i, how in enumerate(ranks)]
     said = [process.communicate(timeout=120)[0] for process in running]
-    summary = json.loads((folder / "summary.json").read_text())
-    return [process.returncode for process in running], said[0], summary
+    return [process.returncode for process in running], said
+
+
+def preflight(
+    stage: Path, settings: dict[str, Any], *ranks: tuple[str, ...]
+) -> tuple[list[int], str, dict[str, Any]]:
+    """Exit codes, rank 0's log, and the summary."""
+    codes, said = run_ranks(stage, settings, *ranks)
+    summary = json.loads((stage / "preflight" / "7-0" / "summary.json").read_text())
+    return codes, said[0], summary
 
 
 def test_fit_nodes_are_measured_and_pass(tmp_path: Path) -> None:
@@ -109,3 +148,10 @@ def test_a_floor_that_all_nodes_miss_is_the_user_s_to_mend(tmp_path: Path) -> No
     codes, log, summary = preflight(tmp_path, {"min_free_disk": "9000T"}, PLAIN, PLAIN)
     assert codes == [ExitCode.USER_ERROR] * 2
     assert "no node's own fault: disk, on every node" in log and summary["unfit"] == {}
+
+
+def test_ranks_that_are_told_to_stop_blame_no_node(tmp_path: Path) -> None:
+    codes, said = run_ranks(tmp_path, {}, STOPPED, STOPPED_LATER)
+    assert codes == [ExitCode.SAVED_AND_STOPPED] * 2, said
+    left = {path.name for path in (tmp_path / "preflight" / "7-0").iterdir()}
+    assert left == {"nodes", "rank-0.json", "rank-1.json"}

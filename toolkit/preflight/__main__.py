@@ -15,11 +15,15 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from toolkit.context import Stopped
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.preflight.config import Preflight
 from toolkit.preflight.rank import Place, run_rank
 from toolkit.preflight.record import attempt_folder
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> int:
@@ -27,23 +31,28 @@ def main(arguments: list[str]) -> int:
     if not 1 <= len(arguments) <= 2:
         sys.stderr.write("usage: python -m toolkit.preflight STAGE_DIR [SETTINGS]\n")
         return ExitCode.USER_ERROR
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     _set_up_log()
-    given = json.loads(arguments[1]) if len(arguments) > 1 else {}
-    gpus = 0 if os.environ.get("TOOLKIT_DEVICE") == "cpu" else int(given.pop("gpus", 0))
-    given.pop("gpus", None)
-    settings = Preflight.model_validate(given)
-    stage = Path(arguments[0]).resolve()
-    folder = attempt_folder(stage)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return run_rank(stage, folder, _place(gpus), settings)
+        return _look(
+            Path(arguments[0]).resolve(), json.loads(arguments[1] if arguments[1:] else "{}")
+        )
     except ToolkitError as error:
         logging.getLogger("toolkit.preflight").error("%s", error)
         return error.exit_code
+    except Stopped:
+        return ExitCode.SAVED_AND_STOPPED
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _look(stage: Path, given: dict[str, Any]) -> ExitCode:
+    gpus = int(given.pop("gpus", 0))
+    gpus = 0 if os.environ.get("TOOLKIT_DEVICE") == "cpu" else gpus
+    folder = attempt_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    return run_rank(stage, folder, _place(gpus), Preflight.model_validate(given))
 
 
 def _place(gpus: int) -> Place:
@@ -61,7 +70,9 @@ def _place(gpus: int) -> Place:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """The job is told to stop, ahead of its time limit, say: nothing is lost."""
-    raise SystemExit(int(ExitCode.SAVED_AND_STOPPED))
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # it ends by the first word
+    raise Stopped(signal.Signals(number).name)
 
 
 def _set_up_log() -> None:

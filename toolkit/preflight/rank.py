@@ -31,6 +31,9 @@ MEASURING = 100.0
 """Seconds for one round of all-reduces: a group gives up its meeting, or its work, before."""
 CLOCK = 20.0
 FAREWELL = 5.0
+SETTLE = 3.0
+"""Seconds from a silence until a rank ends by it: where all are told to stop, and rank 0 heard it
+first, the others are to end by that word, and not to make it look like a node's fault."""
 GRACE = 30.0
 """Seconds beyond the time of whatever a rank is at, until it writes its stacks to its log and ends,
 whatever holds it: a driver that hangs, say."""
@@ -82,6 +85,7 @@ def run_rank(stage: Path, folder: Path, place: Place, settings: Preflight) -> Ex
             return _lead(Chair(meeting, place, settings, stage, folder, deadline))
         return _follow(meeting, place, deadline)
     except Silence as error:
+        time.sleep(SETTLE)
         logger.error("%s", error)
         return ExitCode.NODE_UNFIT
 
