@@ -256,3 +256,7 @@ def test_a_sender_that_cannot_start_is_said(
     file = StageFile("base", "pretrain", "f", 1, {}, {}, {"tensorboard": True})
     assert start_senders(tmp_path, file, {}).end("complete") == []
     assert "metrics are not passed on" in caplog.text
+    caplog.clear()
+    of_another_version = StageFile("base", "pretrain", "f", 1, {}, {}, {"neptune": {}})
+    assert start_senders(tmp_path, of_another_version, {}).end("complete") == []
+    assert "metrics are not passed on" in caplog.text and "neptune" in caplog.text

@@ -87,7 +87,8 @@ def start_senders(folder: Path, file: StageFile, versions: Mapping[str, str]) ->
     """Start what passes a stage's metrics on; what can't be started is said, and ends nothing."""
     try:
         return Senders(tracking_jobs(folder, file, versions))
-    except (OSError, ToolkitError) as error:
+    except (OSError, RuntimeError, ValueError, ToolkitError) as error:
+        # No process or thread can be had, or the settings are of another version's.
         logger.error("metrics are not passed on: %s", error)
         return Senders([])
 
