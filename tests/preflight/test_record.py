@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.pipeline.state import STATE_FILE, read_state, unfit_nodes
+from toolkit.pipeline.state import STATE_FILE, locked, read_state, unfit_nodes
 from toolkit.preflight.links import Links
 from toolkit.preflight.record import (
     attempt_folder,
@@ -58,3 +58,15 @@ def test_what_a_script_has_written_is_in_the_state_that_is_read(tmp_path: Path) 
     (attempt / "unfit").write_text("n3\tstart: no rank of it came\n")
     (named,) = read_state(tmp_path).unfit_nodes
     assert (named["node"], named["job"]) == ("n3", "8") and named["time"].endswith("+00:00")
+
+
+def test_a_stage_that_is_still_held_changes_no_verdict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "preflight" / "8-0"
+    folder.mkdir(parents=True)
+    (folder / "unfit").write_text("n3\tdisk: full\n")
+    with locked(tmp_path, "stage"):
+        note_unfit(tmp_path)
+    assert "in use by another process" in caplog.text
+    assert [entry["node"] for entry in read_state(tmp_path).unfit_nodes] == ["n3"]

@@ -7,6 +7,7 @@ script without Python reads, or writes where no rank could.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import write_json, write_text
+from toolkit.errors import BusyError
 from toolkit.pipeline.state import (
     PREFLIGHT,
     UNFIT,
@@ -26,6 +28,7 @@ from toolkit.preflight.links import Links
 from toolkit.preflight.report import Report, read_report
 from toolkit.preflight.verdict import Verdict
 
+logger = logging.getLogger("toolkit.preflight")
 NODES = "nodes"
 SUMMARY = "summary.json"
 
@@ -94,7 +97,14 @@ def write_verdict(
 
 
 def note_unfit(stage: Path) -> None:
-    """Write the nodes that were named, now and before, into ``state.json``."""
+    """Write the nodes that were named, now and before, into ``state.json``.
+
+    Where the end of the job before still holds the stage, that is left to the worker, which reads
+    them anyway: the verdict stands.
+    """
     if unfit_nodes(stage):
-        with locked(stage, "stage"):
-            write_state(stage, read_state(stage))
+        try:
+            with locked(stage, "stage"):
+                write_state(stage, read_state(stage))
+        except BusyError as error:
+            logger.warning("%s", error)
