@@ -101,6 +101,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine; run it again to go on where it stopped."""
     from toolkit.launch.run import execute
+    from toolkit.launch.submissions import refuse_under_way
     from toolkit.pipeline.run import make_folder, plan_run, write_run
     from toolkit.pipeline.state import locked
     from toolkit.pipeline.track import refuse_missing
@@ -112,6 +113,7 @@ def run(
     folder = make_folder(run_dir or Path("runs") / loaded.pipeline.name)
     terminal = console()
     with locked(folder, "run"):
+        refuse_under_way(folder)
         work = plan_run(loaded, folder, only=only or (), fresh=fresh)
         write_run(loaded, work)
         with RunView(terminal, work.tasks) as view:

@@ -57,14 +57,14 @@ def render(
         typer.secho(f"! {note}", err=True, fg=typer.colors.YELLOW)
     by_submitit = any(job.sender == "submitit" for job in found.jobs)
     if output is not None:
-        write_scripts(output, found.jobs, found.run.folder.name)
+        write_scripts(output, found.jobs, found.run.folder)
         more = "; submitit sends them" if by_submitit else " and submit.sh"
         typer.echo(f"{len(found.jobs)} scripts{more}: {output}")
         return
     for job in found.jobs:
         typer.echo(f"{'#' * 20} {job.file}\n{job.text}")
     if not by_submitit:
-        typer.echo(f"{'#' * 20} submit.sh\n{render_submit(found.jobs, found.run.folder.name)}")
+        typer.echo(f"{'#' * 20} submit.sh\n{render_submit(found.jobs, found.run.folder)}")
 
 
 @cluster.command(
@@ -137,11 +137,16 @@ def _show_changes(changes: str) -> None:
 
 @cluster.command(epilog="Example: toolkit resubmit runs/mini")
 @verb
-def resubmit(run_dir: RunFolder) -> None:
+def resubmit(
+    run_dir: RunFolder,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Move aside what was begun with other inputs.")
+    ] = False,
+) -> None:
     """Send again what failed or is missing of a run, and nothing else."""
     from toolkit.launch import remote
 
-    _show_sent(remote.resubmit(run_dir))
+    _show_sent(remote.resubmit(run_dir, fresh=fresh))
 
 
 @cluster.command(

@@ -68,7 +68,8 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         ({"options": ["--requeue"]}, "is set by the toolkit"),
         ({"container": {"runtime": "none", "image": "x"}}, "go together"),
         ({"container": IMAGE | {"runtime": "pyxis", "mounts": ["data:/data"]}}, "/CONTAINER"),
-        ({"secrets": ["KEY"], "environment": {"KEY": "x"}}, "is given another way"),
+        ({"secrets": ["MINE"], "environment": {"MINE": "x"}}, "is given another way"),
+        ({"environment": {"WANDB_API_KEY": "x"}}, "WANDB_API_KEY looks like a secret"),
         ({"prolog": ["a\nb"]}, "one line"),
         ({"chain": 3, "submit_with": "submitit"}, "submitit requeues, and has no chains"),
     ],
@@ -222,4 +223,18 @@ def test_resources_of_an_unknown_kind_are_told(tmp_path: Path) -> None:
     text = yaml.safe_dump(CPU | {"resources": {"tokenise": {"nodes": 2}}})
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"resources: .*'tokenise'.*tokenize"):
+        load_cluster(str(tmp_path / "c.yaml"))
+
+
+def test_a_secret_s_value_in_place_of_its_name_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CPU | {"secrets": ["KEY=swordfish"]}))
+    with pytest.raises(ConfigError, match=r"secrets.0: must be a variable's name") as caught:
+        load_cluster(str(tmp_path / "c.yaml"))
+    assert "swordfish" not in str(caught.value)
+
+
+def test_a_wrong_key_of_a_kind_s_resources_is_told_with_the_right_one(tmp_path: Path) -> None:
+    wrong = {"resources": {"pretrain": {"ntasks_per_nod": 2}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CPU | wrong))
+    with pytest.raises(ConfigError, match="did you mean 'ntasks_per_node'"):
         load_cluster(str(tmp_path / "c.yaml"))

@@ -72,7 +72,7 @@ def test_no_golden_file_is_left_over() -> None:
 @pytest.mark.parametrize("file", SUBMITS)
 def test_the_commands_are_the_golden_ones(tmp_path: Path, file: str) -> None:
     jobs = rendered(tmp_path, CLUSTERS[SUBMITS[file]], TEXT + AFTER)
-    text = render_submit(list(jobs.values()), "tiny")
+    text = render_submit(list(jobs.values()), Path("/shared/runs/tiny"))
     if os.environ.get("TOOLKIT_GOLDEN") == "write":
         (GOLDEN / file).write_text(text)
     assert text == (GOLDEN / file).read_text()
@@ -84,7 +84,7 @@ def write_all(folder: Path) -> list[str]:
     for name, cluster in CLUSTERS.items():
         jobs = rendered(folder, cluster, TEXT + AFTER)
         texts = {job.file: job.text for job in jobs.values()}
-        texts["submit.sh"] = render_submit(list(jobs.values()), "tiny")
+        texts["submit.sh"] = render_submit(list(jobs.values()), Path("/shared/runs/tiny"))
         for file, text in texts.items():
             path = folder / f"{name}.{file}"
             path.write_text(text)

@@ -132,6 +132,11 @@ def test_what_a_site_sets_for_sbatch_does_not_win_over_a_script(
 @pytest.mark.parametrize("signal", ["INT", "TERM"])
 def test_submit_sh_takes_all_back_when_it_is_stopped(folder: Path, signal: str) -> None:
     assert toolkit("render", *SUBMIT[1:], "-o", "out")[0] == 0
+    done = subprocess.run(["bash", "out/submit.sh"], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "runs/two is not laid out" in done.stderr
+    assert not sent(folder)
+    (folder / "runs" / "two").mkdir(parents=True)
+    (folder / "runs" / "two" / "pipeline.yaml").touch()
     with (folder / "bin" / "sbatch").open("a") as sbatch:
         sbatch.write(f"[[ $script != corpus.finish.sh ]] || kill -{signal} $(ps -o ppid= $PPID)\n")
     done = subprocess.run(["bash", "out/submit.sh"], stdout=subprocess.DEVNULL, check=False)
@@ -194,6 +199,23 @@ def test_resubmit_sends_what_is_missing_behind_what_is_under_way(folder: Path) -
         f"{after}:101 runs/two/slurm/0002/corpus.shards.sh",
         f"{after}:104 runs/two/slurm/0002/corpus.finish.sh",
     ]
+
+
+def test_a_run_that_slurm_works_on_is_not_run_here_too(folder: Path) -> None:
+    assert toolkit(*SUBMIT)[0] == 0
+    code, output = toolkit("run", "p.yaml")
+    assert code == 2 and "this run has jobs under way: vocabulary (101)" in output
+    assert not (folder / "runs" / "two" / "vocabulary" / "state.json").exists()
+
+
+def test_resubmit_with_fresh_begins_anew_where_an_input_was_mended(folder: Path) -> None:
+    assert toolkit(*SUBMIT)[0] == 0
+    assert toolkit("cancel", "runs/two")[0] == 0
+    (folder / "a.txt").write_text("mended\n")
+    code, output = toolkit("resubmit", "runs/two")
+    assert code == 2 and "--fresh" in output
+    assert toolkit("resubmit", "runs/two", "--fresh")[0] == 0
+    assert len(list((folder / "runs" / "two" / ".old").iterdir())) == 2
 
 
 def test_resubmit_is_of_all_that_was_submitted(folder: Path) -> None:

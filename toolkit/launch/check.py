@@ -96,7 +96,10 @@ def profile_problems(cluster: Cluster, source: Source) -> Iterator[Problem]:
     if longest and minutes(cluster.time_limit) > minutes(longest):
         yield source.problem(("time_limit",), f"is above limits.time_limit, {longest}")
     if minutes(cluster.time_limit) * 60 <= cluster.signal_seconds:
-        yield source.problem(("signal_seconds",), "leaves no time before the job is told to save")
+        message = f"{cluster.signal_seconds} s ahead of the limit of {cluster.time_limit}"
+        yield source.problem(
+            ("signal_seconds",), f"{message} a job is told to save: it would have no time to work"
+        )
 
 
 def place_problems(cluster: Cluster, source: Source) -> Iterator[Problem]:

@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.launch.network import PRESETS, Network
 from toolkit.pipeline.loading import read_extended
-from toolkit.pipeline.problems import problems_of, unknown
+from toolkit.pipeline.problems import HIDDEN, problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.preflight.config import Preflight
@@ -73,6 +74,7 @@ OUR_OPTIONS = frozenset(
 )
 """The options of sbatch that every job, or its submission, has by itself."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
 
 
 def _valid_variable(name: str) -> str:
@@ -81,6 +83,13 @@ def _valid_variable(name: str) -> str:
     if name in OURS or name.startswith("SLURM_"):
         raise ValueError("is set by the job itself, or by Slurm")
     return name
+
+
+def _valid_secret(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        message = "must be a variable's name, without its value: letters, digits and '_'"
+        raise PydanticCustomError(HIDDEN, message)
+    return _valid_variable(name)
 
 
 def _valid_line(text: str) -> str:
@@ -100,6 +109,7 @@ def _valid_option(text: str) -> str:
 
 
 Variable = Annotated[str, AfterValidator(_valid_variable)]
+SecretName = Annotated[str, AfterValidator(_valid_secret)]
 Line = Annotated[str, AfterValidator(_valid_line)]
 Option = Annotated[str, AfterValidator(_valid_option)]
 
@@ -198,10 +208,10 @@ class Cluster(Settings):
         default={}, description="Of every rank; wins over the network's preset."
     )
     network: Network = Field(default="none", description="The fabric between nodes: NCCL's preset.")
-    secrets: list[Variable] = Field(
+    secrets: list[SecretName] = Field(
         default=[], description="Variables passed on from whoever submits, by name alone."
     )
-    secret_files: dict[Variable, Line] = Field(
+    secret_files: dict[SecretName, Line] = Field(
         default={}, description="Variables read in the job from files that nobody else can read."
     )
     launch: Literal["srun", "torchrun"] = Field(
@@ -254,10 +264,25 @@ class Cluster(Settings):
             raise ValueError("submitit starts every rank itself: launch is srun then")
         if self.chain and self.submit_with == "submitit":
             raise ValueError("submitit requeues, and has no chains: submit_with: sbatch has")
-        strange = [kind for kind in self.resources if kind not in stage_kinds()]
-        if strange:
-            raise ValueError(f"resources: {unknown('kind', strange[0], stage_kinds())}")
         return self
+
+    @field_validator("resources")
+    @classmethod
+    def _known_kinds(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
+        strange = [kind for kind in resources if kind not in stage_kinds()]
+        if strange:
+            raise ValueError(unknown("kind", strange[0], stage_kinds()))
+        return resources
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secret(cls, environment: dict[str, str | int]) -> dict[str, str | int]:
+        """Refuse what would stand in every script, and in ``scontrol show job``'s, too."""
+        for name in environment:
+            if _SECRET.search(name):
+                hint = "name it in secrets, or its file in secret_files"
+                raise ValueError(f"{name} looks like a secret, and all may read scripts: {hint}")
+        return environment
 
     def variables(self) -> dict[str, str]:
         """The environment that every rank gets; no secret is in it."""

@@ -32,6 +32,7 @@ from toolkit.launch.submissions import (
     active_jobs,
     adopted,
     begin,
+    busy,
     read_submissions,
     send,
 )
@@ -174,7 +175,7 @@ def submit(request: Request, *, fresh: bool = False, again: bool = False) -> Sub
         adopted(folder, keep=True)
         under_way = active_jobs(folder)
         if under_way and not again:
-            raise _busy(folder, under_way)
+            raise busy(folder, under_way)
         prepared = prepare(request, fresh=fresh, under_way=under_way)
         if not prepared.jobs:
             return None
@@ -192,15 +193,6 @@ def submit(request: Request, *, fresh: bool = False, again: bool = False) -> Sub
         return send(folder, submission, prepared.jobs, prepared.waited_for)
 
 
-def _busy(folder: Path, under_way: Mapping[str, Mapping[str, Any]]) -> ToolkitError:
-    shown = ", ".join(f"{name} ({job['id']})" for name, job in under_way.items())
-    return ToolkitError(
-        f"this run has jobs under way: {shown}",
-        where=str(folder),
-        hint=f"toolkit resubmit {folder} adds what is missing; toolkit cancel {folder} ends them",
-    )
-
-
 def _lay_out(prepared: Prepared) -> None:
     """Write what the jobs find: the pipeline, the stages' files, the folders of their logs."""
     write_run(prepared.loaded, prepared.run)
@@ -215,10 +207,14 @@ def _lay_out(prepared: Prepared) -> None:
             task.file.write(task.folder)
 
 
-def resubmit(run: Path) -> Submission | None:
+def resubmit(run: Path, *, fresh: bool = False) -> Submission | None:
     """Send again what failed or is missing of all that was submitted for a run, and nothing else.
 
     The pipeline, the profile and the overrides are those of its last submission.
+
+    Args:
+        run: its folder.
+        fresh: move aside what was made, or begun, with other settings or other inputs.
 
     Raises:
         ToolkitError: nothing was submitted for this run, or its overrides' paths begin in a folder
@@ -239,4 +235,4 @@ def resubmit(run: Path) -> Submission | None:
         hint = f"toolkit submit {last.file} --cluster {last.cluster} --run-dir {folder} ..."
         raise ToolkitError(message, where=str(run), hint=hint)
     with contextlib.chdir(begun if begun.is_dir() else "."):
-        return submit(request, again=True)
+        return submit(request, fresh=fresh, again=True)

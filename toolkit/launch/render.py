@@ -153,13 +153,16 @@ def render_text(template: str, spec: LaunchSpec, target: Target) -> str:
 
 
 def render_submit(
-    jobs: Sequence[RenderedJob], run: str, known: Mapping[str, str] | None = None
+    jobs: Sequence[RenderedJob], run: Path, known: Mapping[str, str] | None = None
 ) -> str:
-    """A script of the commands that submit all jobs; ``known`` are ids of jobs sent before."""
+    """A script of the commands that submit all jobs; ``known`` are ids of jobs sent before.
+
+    It sends nothing where ``run``, the run's folder, has not been laid out.
+    """
     ids = dict(known or {}) | {job.name: f"${{job[{job.name}]}}" for job in jobs}
     sent = [(job.name, job.command(ids, job.file)[2:]) for job in jobs]
     template = _templates().get_template("submit.sh.j2")
-    return template.render(jobs=sent, run=run, defaults=slurm.DEFAULTS)
+    return template.render(jobs=sent, run=run.name, folder=run, defaults=slurm.DEFAULTS)
 
 
 def filled_in(spec: LaunchSpec, cluster: Cluster) -> LaunchSpec:

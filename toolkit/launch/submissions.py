@@ -157,6 +157,27 @@ def active_jobs(run: Path) -> dict[str, dict[str, Any]]:
     return {name: job for name, job in sent.items() if any(k.active for k in known[name])}
 
 
+def busy(folder: Path, under_way: Mapping[str, Mapping[str, Any]]) -> ToolkitError:
+    """What is said of a run whose jobs Slurm still has."""
+    shown = ", ".join(f"{name} ({job['id']})" for name, job in under_way.items())
+    return ToolkitError(
+        f"this run has jobs under way: {shown}",
+        where=str(folder),
+        hint=f"toolkit resubmit {folder} adds what is missing; toolkit cancel {folder} ends them",
+    )
+
+
+def refuse_under_way(run: Path) -> None:
+    """Leave a run alone that Slurm works on; without Slurm's commands here nothing is known of it.
+
+    Raises:
+        ToolkitError: Slurm has jobs of this run.
+    """
+    under_way = active_jobs(run) if slurm.here() else {}
+    if under_way:
+        raise busy(run, under_way)
+
+
 def last_scripts(run: Path) -> dict[str, str]:
     """The last text of each script that was submitted for a run, by file name."""
     found: dict[str, str] = {}
@@ -169,7 +190,7 @@ def last_scripts(run: Path) -> dict[str, str]:
 
 
 def write_scripts(
-    folder: Path, jobs: Sequence[RenderedJob], run: str, known: Mapping[str, str] | None = None
+    folder: Path, jobs: Sequence[RenderedJob], run: Path, known: Mapping[str, str] | None = None
 ) -> None:
     """Write every job's script into a folder, and ``submit.sh`` where sbatch alone sends them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +227,7 @@ def send(
         ToolkitError: Slurm refused a job; nothing is queued.
     """
     folder = new_folder(run)
-    write_scripts(folder, jobs, run.name, known)
+    write_scripts(folder, jobs, run, known)
     submission.folder = folder.name
     submission.jobs = [
         {

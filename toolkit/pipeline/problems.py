@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from toolkit.errors import Problem
 from toolkit.pipeline.source import Key, Source
 
+HIDDEN = "hidden"
+"""The type of pydantic's error for a value that no message may show: a secret's, perhaps."""
+
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """``did you mean 'x'?`` for a name that is nearly one of the valid ones."""
@@ -40,6 +43,7 @@ def problems_of(
         prefix: where the validated mapping stands: ``("stages", "base")``.
     """
     found: dict[Key, list[str]] = {}
+    hidden = set()
     data = at(source.data, prefix)
     located = [(_real_key(i["loc"], i["type"], data), i) for i in error.errors()]
     for key, item in located:
@@ -48,10 +52,15 @@ def problems_of(
         message = _sentence(item, model, key, data)
         if item["type"] == "union_tag_invalid":
             key = (*key, item["ctx"]["discriminator"].strip("'"))
+        if item["type"] == HIDDEN:
+            hidden.add((*prefix, *key))
         messages = found.setdefault((*prefix, *key), [])
         if message not in messages:
             messages.append(message)
-    return [source.problem(key, _joined(messages, source, key)) for key, messages in found.items()]
+    return [
+        source.problem(key, " or ".join(m) if key in hidden else _joined(m, source, key))
+        for key, m in found.items()
+    ]
 
 
 def at(data: Any, key: Key) -> Any:
@@ -151,12 +160,16 @@ def _described(model: type[BaseModel], key: Key) -> str:
 
 def models_at(model: type[BaseModel], key: Key) -> list[type[BaseModel]]:
     """The settings classes that may stand at ``key`` below ``model``."""
-    found = [model]
+    found, named = [model], False
     for part in key:
+        if named:  # a mapping's key is a name of the user's own
+            named = False
+            continue
         inner = []
         for holder in found:
             info = holder.model_fields.get(str(part))
             inner += list(_models_in(info.annotation)) if info is not None else []
+            named = named or (info is not None and typing.get_origin(info.annotation) is dict)
         if inner or not isinstance(part, int):
             found = inner
     return found

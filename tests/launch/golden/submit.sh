@@ -4,6 +4,12 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# The jobs find their settings and their code in the run's folder, where `toolkit submit` lays them.
+if [[ ! -e /shared/runs/tiny/pipeline.yaml ]]; then
+    echo '/shared/runs/tiny is not laid out: toolkit submit does that, and sends the jobs' >&2
+    exit 1
+fi
+
 declare -A job=()
 take_back() {
     (( ${#job[@]} == 0 )) || scancel "${job[@]}"
