@@ -61,7 +61,8 @@ def test_a_users_mistake_has_no_traceback_and_publishes_nothing(tmp_path: Path) 
     assert state.error is not None
     assert "bad.jsonl:2" in f"{state.error['where']} {state.error['message']}"
     assert not (folder / "artifact").exists()
-    assert (folder / "errors" / "rank-0.json").exists()
+    left = json.loads((folder / "errors" / "rank-0.json").read_text())
+    assert left["exit_code"] == ExitCode.USER_ERROR  # so that no job starts it again
 
 
 def test_a_second_attempt_clears_the_first_ones_error(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_signal_before_or_after_the_work_leaves_a_whole_state(tmp_path: Path) 
         "setattr(worker, sys.argv[2], mean)\n"
         "sys.exit(worker.main([sys.argv[1]]))\n"
     )
-    moments = {"_begin": ExitCode.INTERRUPTED, "_record_error": ExitCode.OK}
+    moments = {"_begin": ExitCode.INTERRUPTED, "record_error": ExitCode.OK}
     for moment, code in moments.items():
         folder = stage(tmp_path / moment, str(tmp_path / "a.txt"), vocab_size=300)
         command = [sys.executable, "-c", signalled, str(folder), moment]

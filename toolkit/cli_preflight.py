@@ -46,10 +46,11 @@ def look(
     from toolkit.launch.preflight_table import preflight_table
     from toolkit.preflight.config import Preflight
 
+    wanted = {"min_busbw_within": min_busbw_within, "min_busbw_across": min_busbw_across}
+    floors = {name: value for name, value in wanted.items() if value is not None}
     if cluster is not None:
-        found = preflight_by_hand.on_cluster(cluster, nodes, run_root, _sent)
+        found = preflight_by_hand.on_cluster(cluster, nodes, run_root, floors, _sent)
     else:
-        floors = {"min_busbw_within": min_busbw_within, "min_busbw_across": min_busbw_across}
         settings = Preflight.model_validate(floors)
         root = run_root or Path.cwd()
         in_srun = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ

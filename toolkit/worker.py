@@ -10,25 +10,21 @@ Rank 0 holds the stage's lock and writes ``state.json``; a rank that fails leave
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
 import sys
 import time
-import traceback
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from toolkit.artifacts import MANIFEST, now, read_artifact, write_json
+from toolkit.artifacts import now
+from toolkit.attempt import ERRORS, Outcome, attempt, record_error, record_of
 from toolkit.context import WATCHDOG, Input, StageContext, StopRequest, versions
-from toolkit.errors import DISK_ERRORS, STOPPED, ExitCode, StageInterrupted, ToolkitError
+from toolkit.errors import STOPPED, ExitCode, ToolkitError
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.state import (
     LOCK_PATIENCE,
@@ -45,11 +41,9 @@ from toolkit.pipeline.state import (
 )
 from toolkit.pipeline.track import start_senders
 from toolkit.stage import FINISH, StageConfig, StageKind
-from toolkit.tracking.job import End
 from toolkit.watchdog import Watchdog
 
 logger = logging.getLogger("toolkit.worker")
-ERRORS = "errors"
 DIES_WITH_PARENT = "TOOLKIT_DIES_WITH_PARENT"
 PHASE = "TOOLKIT_PHASE"
 """In the environment: the one phase of a sharded stage to work on."""
@@ -61,15 +55,6 @@ LOCK_SECONDS = "TOOLKIT_LOCK_SECONDS"
 ahead of the end of the one before, or of the word of it: a file server keeps the lock of a node
 that was lost for a lease's length (of NFS 4: 90 s)."""
 PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a worker ended."""
-
-    code: ExitCode
-    status: End
-    error: dict[str, Any] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -88,10 +73,9 @@ def main(arguments: list[str]) -> int:
         return ExitCode.OK if quiet else code
     except ToolkitError as error:
         logger.error("%s", error)
-        record = {"message": error.message, "where": error.where, "hint": error.hint}
         rank = os.environ.get("RANK", "0")
         if rank.isdigit() and folder.is_dir():
-            _record_error(folder, int(rank), Outcome(error.exit_code, "failed", record))
+            record_error(folder, int(rank), Outcome(error.exit_code, "failed", record_of(error)))
         return error.exit_code
 
 
@@ -112,8 +96,8 @@ def run_rank(folder: Path, stop: StopRequest) -> ExitCode:
             followed = context.phase in (None, FINISH)
             senders = start_senders(folder, file, state.versions) if followed else None
         started = time.monotonic()
-        outcome = _attempt(kind.load, config, context)
-        _record_error(folder, context.rank, outcome)
+        outcome = attempt(kind.load, config, context)
+        record_error(folder, context.rank, outcome)
         if context.rank == 0:
             _end(context, state, outcome, time.monotonic() - started)
             if senders is not None:
@@ -191,7 +175,7 @@ def _watchdog(folder: Path, rank: int) -> Watchdog | None:
             " a batch of an evaluation takes longer and is well: watchdog_seconds of the profile"
         )
         record = {"message": message, "where": None, "hint": hint}
-        _record_error(folder, rank, Outcome(ExitCode.STAGE_FAILED, "failed", record))
+        record_error(folder, rank, Outcome(ExitCode.STAGE_FAILED, "failed", record))
 
     return Watchdog(float(seconds), report)
 
@@ -234,8 +218,8 @@ def _begin(folder: Path, file: StageFile, context: StageContext) -> StageState:
             where=str(folder),
             hint="what is begun follows from the old one: --fresh begins the stage anew",
         )
-    for attempt in state.attempts:
-        attempt["status"] = "failed" if attempt["status"] == "running" else attempt["status"]
+    for before in state.attempts:
+        before["status"] = "failed" if before["status"] == "running" else before["status"]
     state.attempts.append(
         {
             "started": now(),
@@ -265,96 +249,6 @@ def _end(context: StageContext, state: StageState, outcome: Outcome, seconds: fl
     except OSError as error:
         # A full disk must not hide the first error, which is in the log already.
         logger.error("can't write %s: %s", folder / "state.json", error.strerror)
-
-
-def _attempt(load: Any, config: StageConfig, context: StageContext) -> Outcome:
-    """Run the stage's function, and say how it ended."""
-    try:
-        with context.stop.heeded():
-            _check_inputs(context)
-            load()(config, context)
-    except StageInterrupted as error:
-        logger.warning("%s", error)
-        code = ExitCode.SAVED_AND_STOPPED if error.saved else ExitCode.INTERRUPTED
-        return Outcome(code, "interrupted", {"message": error.message})
-    except KeyboardInterrupt:
-        name = context.stop.signal.name if context.stop.signal else "SIGINT"
-        logger.warning("interrupted by %s", name)
-        return Outcome(ExitCode.INTERRUPTED, "interrupted", {"message": f"stopped by {name}"})
-    except ToolkitError as error:
-        logger.error("%s", error)
-        record = {"message": error.message, "where": error.where, "hint": error.hint}
-        return Outcome(ExitCode.STAGE_FAILED, "failed", record)
-    except Exception as error:  # noqa: BLE001 - the last resort: recorded whole, then reported
-        number = disk_errno(error)
-        return _crash(error) if number is None else _no_space(number, error, context.folder)
-    finally:
-        if context.watchdog is not None:
-            context.watchdog.stop()
-    return Outcome(ExitCode.OK, "complete")
-
-
-def _check_inputs(context: StageContext) -> None:
-    """Refuse an input that was cut short or lost a file since it was made; sizes only."""
-    if context.rank != 0:
-        return
-    for source in context.inputs.values():
-        if (source.folder / MANIFEST).is_file():
-            read_artifact(source.folder).verify(checksums=False)
-
-
-RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
-TORCH_WRITE = "PytorchStreamWriter failed"
-
-
-def disk_errno(error: BaseException | None) -> int | None:
-    """The disk's error number behind an exception, if a disk that can't be written is behind it.
-
-    Libraries in Rust (tokenizers, safetensors) and torch's writer hide it in their messages.
-    """
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        found = RUST_ERRNO.search(str(error))
-        if number is None and found:
-            number = int(found[1])
-        if number is None and TORCH_WRITE in str(error):
-            number = errno.ENOSPC
-        if number in DISK_ERRORS:
-            return number
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _no_space(number: int, error: Exception, folder: Path) -> Outcome:
-    free = shutil.disk_usage(folder).free / 2**20
-    record = {
-        "message": f"{os.strerror(number)}, with {free:,.0f} MiB free",
-        "where": str(getattr(error, "filename", None) or folder),
-        "hint": "make room and run the same command again: nothing half-made was published",
-    }
-    logger.error("%s: %s", record["where"], record["message"], exc_info=error)
-    return Outcome(ExitCode.STAGE_FAILED, "failed", record)
-
-
-def _crash(error: Exception) -> Outcome:
-    text = traceback.format_exc()
-    logger.error("%s", text)
-    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    record = {"message": message, "hint": None, "where": None, "traceback": text}
-    return Outcome(ExitCode.STAGE_FAILED, "failed", record)
-
-
-def _record_error(folder: Path, rank: int, outcome: Outcome) -> None:
-    """Leave this rank's reason, or take away the one that its last attempt left."""
-    path = folder / ERRORS / f"rank-{rank}.json"
-    try:
-        if outcome.status == "complete":
-            path.unlink(missing_ok=True)
-        elif outcome.status == "failed" and outcome.error is not None:
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, {"time": time.time(), "exit_code": int(outcome.code), **outcome.error})
-    except OSError as error:
-        logger.error("can't write the error of rank %d: %s", rank, error.strerror)
 
 
 def _set_up_log() -> None:

@@ -139,7 +139,8 @@ def test_submit_sh_takes_all_back_when_it_is_stopped(folder: Path, signal: str) 
     (folder / "runs" / "two" / "pipeline.yaml").touch()
     with (folder / "bin" / "sbatch").open("a") as sbatch:
         sbatch.write(f"[[ $script != corpus.finish.sh ]] || kill -{signal} $(ps -o ppid= $PPID)\n")
-    done = subprocess.run(["bash", "out/submit.sh"], stdout=subprocess.DEVNULL, check=False)
+    heard = ["env", "--default-signal=INT", "bash", "out/submit.sh"]  # a background job ignores it
+    done = subprocess.run(heard, stdout=subprocess.DEVNULL, check=False)
     assert (done.returncode, sent(folder)[-1]) == (130, "scancel 101 102")
 
 

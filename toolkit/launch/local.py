@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now
+from toolkit.attempt import ERRORS
 from toolkit.errors import STOPPED, ExitCode, StageError
 from toolkit.launch.spec import LaunchSpec
 from toolkit.pipeline.state import Status, read_state, write_state
-from toolkit.worker import DIES_WITH_PARENT, ERRORS
+from toolkit.worker import DIES_WITH_PARENT
 
 logger = logging.getLogger(__name__)
 POLL = 0.1

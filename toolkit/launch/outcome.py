@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from toolkit.attempt import ERRORS
 from toolkit.launch import slurm
 from toolkit.launch.going_on import GoingOn, read_going_on
 from toolkit.launch.local import tail
 from toolkit.launch.reasons import KILLED
 from toolkit.launch.render import whole_name
 from toolkit.pipeline.state import StageState, Status
-from toolkit.worker import ERRORS
 
 CLOCKS = 60.0
 """Seconds by which the clocks of nodes may differ."""

@@ -147,7 +147,11 @@ def under_srun(root: Path, settings: Preflight) -> Outcome | None:
 
 
 def on_cluster(
-    name: str, nodes: int, root: Path | None, sent: Callable[[str, Path], None]
+    name: str,
+    nodes: int,
+    root: Path | None,
+    floors: Mapping[str, float],
+    sent: Callable[[str, Path], None],
 ) -> Outcome:
     """As a job of a cluster, with its profile's container, environment and floors; waits for it.
 
@@ -155,9 +159,12 @@ def on_cluster(
         name: of the profile.
         nodes: how many.
         root: in place of the profile's ``run_root``; the job's folder stays there.
+        floors: settings of its ``preflight`` that win over the profile's.
         sent: told the job's id and its log once it waits.
     """
     cluster, _ = load_cluster(name)
+    settings = cluster.preflight.model_copy(update={"enabled": True, **floors})
+    cluster = cluster.model_copy(update={"preflight": settings})
     run = (root or cluster.root()).resolve() / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
     spec = LaunchSpec(
         stage=NAME,
@@ -189,7 +196,6 @@ def _script(spec: LaunchSpec, cluster: Cluster, name: str, run: Path) -> str:
     """The job's script: that of a stage whose work is nothing."""
     code = find_code(share("toolkit").parent)
     packed = code.pack(run) if code else None
-    settings = cluster.preflight.model_copy(update={"enabled": True})
-    own = {"preflight": settings, "launch": "srun", "requeue": False, "chain": None}
+    own = {"launch": "srun", "requeue": False, "chain": None}
     alone = cluster.model_copy(update=own)
     return render_job(spec, Target(alone, name, run.name, packed)).text

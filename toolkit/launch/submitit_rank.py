@@ -27,11 +27,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from toolkit.artifacts import MANIFEST, now, write_json, write_text
+from toolkit.attempt import ERRORS
 from toolkit.errors import STOPPED, ExitCode, StageError
 from toolkit.launch.command import NOTE_START
 from toolkit.launch.going_on import GOING_ON, GoingOn, read_going_on
 from toolkit.tracking import PROGRESS
-from toolkit.worker import ERRORS
 
 SIGNAL = signal.SIGUSR2
 """What Slurm sends ahead of the time limit: submitit's own choice."""
