@@ -176,12 +176,17 @@ def track(
     ] = False,
 ) -> None:
     """Send what the trackers lack of a run: after an outage, or from nodes without a network."""
-    from toolkit.pipeline.track import send_again
+    from toolkit.pipeline.track import PATIENCE, send_again
 
-    whole = True
+    most = f"at most {PATIENCE / 60:.0f} minutes a stage"
+    typer.echo(f"sending what is missing ({most}; Ctrl-C ends it, and what was sent stays)", err=True)
+    whole, any_sent = True, False
     for sent in send_again(run_dir, stage, online):
+        any_sent = True
         typer.echo(f"{sent.stage}  {sent.sink}  {sent.where}" + ("" if sent.whole else "  FAILED"))
         whole = whole and sent.whole
+    if not any_sent:
+        typer.echo("nothing to send: no stage with a tracker has ended", err=True)
     if not whole:
         raise typer.Exit(1)
 

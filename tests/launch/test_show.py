@@ -239,6 +239,7 @@ def test_a_job_of_another_name_is_not_ours(run: Folder) -> None:
         ("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1", "sinfo -R"),
         ("PENDING", "AssocGrpNodeLimit", "sacctmgr"),
         ("PENDING", "user env retrieval failed requeued held", "scontrol release 7"),
+        ("FAILED", "JobLaunchFailure", "mounted"),
         ("PENDING", "Priority", ""),
     ],
 )

@@ -143,9 +143,11 @@ def test_what_a_tracker_lacks_is_sent_afterwards(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = run_folder(tmp_path, tensorboard=True)
     done = CliRunner().invoke(app, ["track", str(run)])
-    assert (done.exit_code, done.output) == (0, "base  tensorboard  tensorboard/\n")
+    assert (done.exit_code, done.stdout) == (0, "base  tensorboard  tensorboard/\n")
     assert [step for step, _ in tensorboard_points(run / "base")["loss"]] == [1, 2, 3]
     assert CliRunner().invoke(app, ["track", str(run), "nonsense"]).exit_code == 2
+    (run / "base" / "state.json").unlink()
+    assert "nothing to send" in CliRunner().invoke(app, ["track", str(run)]).stderr
 
 
 def test_a_tracker_that_still_lacks_it_is_said(

@@ -17,6 +17,11 @@ KILLED = {
     "PREEMPTED": "a job of a higher partition or QOS took its nodes",
 }
 """By the state that Slurm ended a job with, against the job's own will: what to do."""
+FAILED = {
+    "JobLaunchFailure": "its node could not start its script, and so there is no log of it: is the"
+    " run's folder mounted there, and may you write in it? slurmd's log on the node says more",
+}
+"""By the reason for which a job failed, where no log of its own can say it: what to do."""
 WAITING = {
     "DependencyNeverSatisfied": "what it waits for failed or was cancelled",
     "JobHeldUser": "it is held: scontrol release {job} lets it go on",
@@ -53,6 +58,8 @@ def meaning(state: str, reason: str, job: str) -> str:
     """
     if state in KILLED:
         return KILLED[state]
+    if reason in FAILED:
+        return FAILED[reason]
     compact = reason.replace(" ", "_")
     for begin, text in WAITING.items():
         if compact.startswith(begin):

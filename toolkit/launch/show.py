@@ -178,9 +178,9 @@ def _why(row: StageStatus) -> list[str]:
 
 def _next(run: Path, rows: Sequence[StageStatus]) -> Iterator[str]:
     """The commands that help a run on."""
-    failed = [row for row in rows if row.state.status == "failed"]
-    if failed:
-        yield f"why {failed[0].name} failed: toolkit logs {run} {failed[0].name}"
+    failed = [row.name for row in rows if row.state.status == "failed"]
+    if failed and any((run / failed[0] / "logs").glob("*.log")):
+        yield f"why {failed[0]} failed: toolkit logs {run} {failed[0]}"
     lost = [row.name for row in rows if row.lost]
     if lost:
         yield f"neither squeue nor sacct knows the jobs of {named(lost)}: they ended unseen"
