@@ -178,8 +178,8 @@ def track(
     """Send what the trackers lack of a run: after an outage, or from nodes without a network."""
     from toolkit.pipeline.track import PATIENCE, send_again
 
-    most = f"at most {PATIENCE / 60:.0f} minutes a stage"
-    typer.echo(f"sending what is missing ({most}; Ctrl-C ends it, and what was sent stays)", err=True)
+    most = f"at most {PATIENCE / 60:.0f} minutes a stage; Ctrl-C ends it, and what was sent stays"
+    typer.echo(f"sending what is missing ({most})", err=True)
     whole, any_sent = True, False
     for sent in send_again(run_dir, stage, online):
         any_sent = True
