@@ -29,7 +29,9 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             if error.filename is None and error.errno not in DISK_ERRORS:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
+            full = error.errno in DISK_ERRORS  # of two files, that is the one copied to
+            name = (error.filename2 if full else None) or error.filename
+            place = f"{name}: " if name else ""
             typer.secho(f"{place}{error.strerror}", err=True, fg=typer.colors.RED)
             raise typer.Exit(ExitCode.STAGE_FAILED) from None
         except ModuleNotFoundError as error:
