@@ -212,7 +212,8 @@ class Ranks:
         self, stage: Stage, rank: int, world_size: int, arguments: Sequence[str]
     ) -> subprocess.Popen[bytes]:
         program = stage.folder.parent / "sequence.py"
-        program.write_text(SEQUENCE, encoding="utf-8")
+        if not program.exists():  # the rank before this one may be reading it
+            program.write_text(SEQUENCE, encoding="utf-8")
         logs = stage.folder / "logs"
         logs.mkdir(exist_ok=True)
         environment = {

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.launch.network import PRESETS, Network
 from toolkit.pipeline.loading import read_extended
-from toolkit.pipeline.problems import HIDDEN, problems_of, unknown
+from toolkit.pipeline.problems import HiddenValueError, problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.preflight.config import Preflight
@@ -88,7 +87,7 @@ def _valid_variable(name: str) -> str:
 def _valid_secret(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
         message = "must be a variable's name, without its value: letters, digits and '_'"
-        raise PydanticCustomError(HIDDEN, message)
+        raise HiddenValueError(message)
     return _valid_variable(name)
 
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from toolkit.errors import Problem
 from toolkit.pipeline.source import Key, Source
 
-HIDDEN = "hidden"
-"""The type of pydantic's error for a value that no message may show: a secret's, perhaps."""
+
+class HiddenValueError(ValueError):
+    """What is wrong with a value that no message may show: a secret's, perhaps."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -52,7 +53,7 @@ def problems_of(
         message = _sentence(item, model, key, data)
         if item["type"] == "union_tag_invalid":
             key = (*key, item["ctx"]["discriminator"].strip("'"))
-        if item["type"] == HIDDEN:
+        if isinstance(item.get("ctx", {}).get("error"), HiddenValueError):
             hidden.add((*prefix, *key))
         messages = found.setdefault((*prefix, *key), [])
         if message not in messages:
