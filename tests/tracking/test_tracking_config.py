@@ -120,7 +120,7 @@ def test_what_jobs_on_a_cluster_may_lack_is_noted(
         "tracking.mlflow",
     ]
     assert "not installed here" in notes(both)[0]
-    image = {"runtime": "pyxis", "image": "nvcr.io/image"}
+    image = {"runtime": "pyxis", "image": "registry/image"}
     given = {"environment": {"MLFLOW_TRACKING_URI": "http://host"}, "container": image}
     assert notes(both, **given, secrets=["WANDB_API_KEY"]) == []
     assert notes({"wandb": {"mode": "offline"}}, container=image) == []
