@@ -50,7 +50,7 @@ def render(
     """Write the batch scripts and the commands that submit them. Nothing is sent."""
     from toolkit.launch.remote import Request, prepare
     from toolkit.launch.render import render_submit
-    from toolkit.launch.submissions import write_scripts
+    from toolkit.launch.sending import write_scripts
 
     found = prepare(Request(file, cluster, overrides or (), only or (), run_dir), here=False)
     for note in found.notes:

@@ -8,109 +8,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.launch.network import PRESETS, Network
+from toolkit.launch.profile_values import SECRET, Line, Option, SecretName, Variable
 from toolkit.pipeline.loading import read_extended
-from toolkit.pipeline.problems import HiddenValueError, problems_of, unknown
+from toolkit.pipeline.problems import problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.preflight.config import Preflight
 from toolkit.quantities import Memory, Name, TimeLimit
 from toolkit.share import share
 from toolkit.stage import Resources, Settings
-
-OURS = frozenset(
-    {
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "TOOLKIT_PHASE",
-        "SRUN_CPUS_PER_TASK",
-        "PYTHONPATH",
-        "PYTHONSAFEPATH",
-        "PYTHONUNBUFFERED",
-    }
-)
-"""What every job sets by itself."""
-OUR_OPTIONS = frozenset(
-    {
-        "--account",
-        "--array",
-        "--constraint",
-        "--cpus-per-task",
-        "--dependency",
-        "--error",
-        "--exclude",
-        "--exclusive",
-        "--export",
-        "--gpus-per-node",
-        "--job-name",
-        "--kill-on-invalid-dep",
-        "--mem",
-        "--no-requeue",
-        "--nodes",
-        "--ntasks",
-        "--ntasks-per-node",
-        "--open-mode",
-        "--output",
-        "--parsable",
-        "--partition",
-        "--qos",
-        "--requeue",
-        "--reservation",
-        "--segment",
-        "--signal",
-        "--time",
-        "--wait",
-    }
-)
-"""The options of sbatch that every job, or its submission, has by itself."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
-
-
-def _valid_variable(name: str) -> str:
-    if not _VARIABLE.fullmatch(name):
-        raise ValueError("must be a variable's name: letters, digits and '_'")
-    if name in OURS or name.startswith("SLURM_"):
-        raise ValueError("is set by the job itself, or by Slurm")
-    return name
-
-
-def _valid_secret(name: str) -> str:
-    if not _VARIABLE.fullmatch(name):
-        message = "must be a variable's name, without its value: letters, digits and '_'"
-        raise HiddenValueError(message)
-    return _valid_variable(name)
-
-
-def _valid_line(text: str) -> str:
-    if "\n" in text or "\0" in text:
-        raise ValueError("must be one line")
-    return text
-
-
-def _valid_option(text: str) -> str:
-    if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s\"'\\#]+)?", text):
-        raise ValueError("must be one option of sbatch, such as --switches=1")
-    if text.partition("=")[0] in OUR_OPTIONS:
-        raise ValueError(
-            "is set by the toolkit: from the profile, a stage's resources, or the graph"
-        )
-    return text
-
-
-Variable = Annotated[str, AfterValidator(_valid_variable)]
-SecretName = Annotated[str, AfterValidator(_valid_secret)]
-Line = Annotated[str, AfterValidator(_valid_line)]
-Option = Annotated[str, AfterValidator(_valid_option)]
 
 
 class Node(Settings):
@@ -278,7 +190,7 @@ class Cluster(Settings):
     def _no_secret(cls, environment: dict[str, str | int]) -> dict[str, str | int]:
         """Refuse what would stand in every script, and in ``scontrol show job``'s, too."""
         for name in environment:
-            if _SECRET.search(name):
+            if SECRET.search(name):
                 hint = "name it in secrets, or its file in secret_files"
                 raise ValueError(f"{name} looks like a secret, and all may read scripts: {hint}")
         return environment

@@ -26,6 +26,7 @@ from toolkit.launch.code import Code, find_code
 from toolkit.launch.difference import changes
 from toolkit.launch.going_on import GOING_ON
 from toolkit.launch.render import RenderedJob, Target, render_job, whole_name
+from toolkit.launch.sending import send
 from toolkit.launch.spec import LaunchSpec, run_specs
 from toolkit.launch.submissions import (
     Submission,
@@ -34,7 +35,6 @@ from toolkit.launch.submissions import (
     begin,
     busy,
     read_submissions,
-    send,
 )
 from toolkit.pipeline.loading import Loaded
 from toolkit.pipeline.run import Run, fresh_tasks, make_folder, plan_run, write_run
