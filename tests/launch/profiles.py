@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.launch.cluster import Cluster
-from toolkit.launch.render import RenderedJob, Target, render_job
+from toolkit.launch.render import Target, render_job
+from toolkit.launch.rendered import RenderedJob
 from toolkit.launch.spec import run_specs
 from toolkit.pipeline.run import Run, fresh_tasks
 from toolkit.plan.stages import load_checked

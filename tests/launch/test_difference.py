@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toolkit.launch.code import Code
 from toolkit.launch.difference import changes
-from toolkit.launch.render import RenderedJob
+from toolkit.launch.rendered import RenderedJob
 
 NAMES = ("vocabulary", "corpus.shards", "corpus.finish", "base", "chat", "scores", "more")
 

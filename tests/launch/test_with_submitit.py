@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from toolkit.cli import app
 from toolkit.errors import ToolkitError
 from toolkit.launch.cluster import Cluster
-from toolkit.launch.render import RenderedJob, Target
+from toolkit.launch.render import Target
 from toolkit.launch.render import render_job as by_sbatch
+from toolkit.launch.rendered import RenderedJob
 from toolkit.launch.spec import run_specs
 from toolkit.launch.submissions import read_submissions
 from toolkit.launch.with_submitit import render_job

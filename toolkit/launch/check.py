@@ -11,7 +11,7 @@ from toolkit.errors import ConfigError, Problem
 from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.named import named
-from toolkit.launch.render import RenderedJob
+from toolkit.launch.rendered import RenderedJob
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.run import Run

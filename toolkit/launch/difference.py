@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toolkit.launch.code import DIFF, RECORD, Code
 from toolkit.launch.named import named
-from toolkit.launch.render import RenderedJob
+from toolkit.launch.rendered import RenderedJob
 from toolkit.launch.submissions import last_scripts, read_submissions
 
 Change = tuple[tuple[str, ...], tuple[str, ...]]

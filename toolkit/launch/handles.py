@@ -24,7 +24,7 @@ from toolkit.artifacts import MANIFEST, Artifact, read_artifact
 from toolkit.errors import StageError, ToolkitError
 from toolkit.launch import remote
 from toolkit.launch.going_on import read_going_on
-from toolkit.launch.render import whole_name
+from toolkit.launch.rendered import whole_name
 from toolkit.launch.submissions import active_jobs, sent_jobs
 from toolkit.launch.watching import StageStatus, run_status
 from toolkit.launch.watching import cancel as cancel_jobs

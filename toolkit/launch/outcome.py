@@ -13,7 +13,7 @@ from toolkit.launch import slurm
 from toolkit.launch.going_on import GoingOn, read_going_on
 from toolkit.launch.local import tail
 from toolkit.launch.reasons import KILLED
-from toolkit.launch.render import whole_name
+from toolkit.launch.rendered import whole_name
 from toolkit.pipeline.state import StageState, Status
 
 CLOCKS = 60.0

@@ -25,7 +25,8 @@ from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
 from toolkit.launch.difference import changes
 from toolkit.launch.going_on import GOING_ON
-from toolkit.launch.render import RenderedJob, Target, render_job, whole_name
+from toolkit.launch.render import Target, render_job
+from toolkit.launch.rendered import RenderedJob, whole_name
 from toolkit.launch.sending import send
 from toolkit.launch.spec import LaunchSpec, run_specs
 from toolkit.launch.submissions import (

@@ -12,7 +12,8 @@ from toolkit.artifacts import write_json, write_text
 from toolkit.errors import ToolkitError
 from toolkit.launch import slurm
 from toolkit.launch.local import Interrupt
-from toolkit.launch.render import RenderedJob, render_submit
+from toolkit.launch.render import render_submit
+from toolkit.launch.rendered import RenderedJob
 from toolkit.launch.submissions import FOLDER, RECORD, Submission, adopt, note
 
 SUBMIT = "submit.sh"

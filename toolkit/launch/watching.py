@@ -19,7 +19,7 @@ from toolkit.launch.outcome import (
     status_of,
 )
 from toolkit.launch.reasons import meaning
-from toolkit.launch.render import whole_name
+from toolkit.launch.rendered import whole_name
 from toolkit.launch.run import read_progress
 from toolkit.launch.submissions import (
     Submission,

@@ -20,14 +20,8 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.command import pyxis_options, rank_command, srun_options
-from toolkit.launch.render import (
-    RenderedJob,
-    Target,
-    filled_in,
-    job_environment,
-    job_options,
-    render_text,
-)
+from toolkit.launch.render import Target, filled_in, job_environment, job_options, render_text
+from toolkit.launch.rendered import RenderedJob
 from toolkit.launch.spec import LaunchSpec
 from toolkit.launch.submitit_rank import SIGNAL, Rank
 from toolkit.quantities import minutes
