@@ -1,4 +1,4 @@
-"""What a run is, in the numbers that planning needs: a model, its layout, number formats, a machine.
+"""A run in the numbers that planning needs: the model, its layout, number formats, the machine.
 
 Frozen and free of pydantic and torch: ``toolkit plan --search`` makes thousands of them. The short
 names are the field's own: TP, PP, VPP, CP, EP, ETP and DP.
@@ -36,8 +36,6 @@ class ModelShape:
     position_embedding_type: str = "rope"
     rotary_percent: float = 1.0
     untie_embeddings_and_output_weights: bool = True
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
     num_moe_experts: int | None = None
     moe_router_topk: int = 2
     moe_ffn_hidden_size: int = 0
@@ -131,7 +129,7 @@ class Layout:
     micro_batch_size: int = 1
     global_batch_size: int = 1
     seq_length: int = 2048
-    packed: bool = False
+    """Tokens of a whole sequence, before context parallelism cuts it."""
     distributed_optimizer: bool = True
     optimizer_instances: int = 1
     """``num_distributed_optimizer_instances``: replicas of the sharded optimizer state."""
@@ -209,6 +207,16 @@ class Machine:
     torch: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
     """Variables that jobs get: (name, value)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run as the rules see it."""
+
+    model: ModelShape
+    layout: Layout = field(default=Layout())
+    precision: Precision = field(default=Precision())
+    machine: Machine = field(default=Machine())
 
 
 def stage_layers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ...]:
