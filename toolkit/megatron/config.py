@@ -94,6 +94,11 @@ class ModelConfig(ExpertSettings):
         default=0.02,
         description="Standard deviation of new weights; output layers use std/sqrt(2 layers).",
     )
+    vocab_size: Annotated[int | None, Field(ge=1), Operational()] = Field(
+        default=None,
+        description="Tokens of the published model's tokenizer: what a plan reckons with where no"
+        " stage makes one. A run takes its own tokenizer's.",
+    )
     make_vocab_size_divisible_by: Count = Field(
         default=128,
         description="The embedding is padded to a multiple of this (and of the TP size).",
@@ -142,7 +147,8 @@ class TrainedModel(ModelConfig):
     @classmethod
     def of(cls, model: ModelConfig, vocab_size: int, padded_vocab_size: int) -> Self:
         """The description of ``model`` with this vocabulary."""
-        shape = {name: getattr(model, name) for name in ModelConfig.model_fields}
+        names = ModelConfig.model_fields.keys() - {"vocab_size"}
+        shape = {name: getattr(model, name) for name in names}
         return cls(**shape, vocab_size=vocab_size, padded_vocab_size=padded_vocab_size)
 
 

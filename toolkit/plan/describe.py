@@ -74,13 +74,16 @@ def run_of(
 
 
 def model_shape(model: ModelConfig, vocab_size: int | None = None) -> ModelShape:
-    """A model with its defaults filled in; ``vocab_size`` is without padding."""
+    """A model with its defaults filled in; ``vocab_size`` is without padding.
+
+    Without one it is the published model's, where the settings name it.
+    """
     return ModelShape(
         **{name: getattr(model, name) for name in SAME_IN_MODEL},
         ffn_hidden_size=model.ffn_size,
         num_query_groups=model.query_groups,
         kv_channels=model.head_size,
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or model.vocab_size,
         moe_ffn_hidden_size=model.expert_ffn_size if model.num_moe_experts else 0,
         moe_layers=tuple(model.moe_layers),
     )
