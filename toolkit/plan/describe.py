@@ -28,6 +28,7 @@ SAME_IN_MODEL = (
     "position_embedding_type",
     "rotary_percent",
     "untie_embeddings_and_output_weights",
+    "hidden_dropout",
     "num_moe_experts",
     "moe_router_topk",
     "moe_shared_expert_intermediate_size",
@@ -38,6 +39,7 @@ SAME_IN_MODEL = (
     "moe_router_group_topk",
     "moe_router_enable_expert_bias",
     "moe_router_load_balancing_type",
+    "moe_aux_loss_coeff",
     "moe_expert_capacity_factor",
     "moe_pad_expert_input_to_capacity",
 )
@@ -83,8 +85,11 @@ def model_shape(model: ModelConfig, vocab_size: int | None = None) -> ModelShape
         ffn_hidden_size=model.ffn_size,
         num_query_groups=model.query_groups,
         kv_channels=model.head_size,
+        kv_channels_follow=model.kv_channels is None,
         vocab_size=vocab_size or model.vocab_size,
-        moe_ffn_hidden_size=model.expert_ffn_size if model.num_moe_experts else 0,
+        moe_ffn_hidden_size=(
+            model.expert_ffn_size if model.num_moe_experts else model.moe_ffn_hidden_size or 0
+        ),
         moe_layers=tuple(model.moe_layers),
     )
 

@@ -25,6 +25,8 @@ class ModelShape:
     num_query_groups: int
     kv_channels: int
     max_position_embeddings: int
+    kv_channels_follow: bool = True
+    """Whether ``kv_channels`` was left to follow from the width and the heads."""
     vocab_size: int | None = None
     """Tokens of the tokenizer, without padding; None where nobody knows yet."""
     make_vocab_size_divisible_by: int = 128
@@ -36,6 +38,7 @@ class ModelShape:
     position_embedding_type: str = "rope"
     rotary_percent: float = 1.0
     untie_embeddings_and_output_weights: bool = True
+    hidden_dropout: float = 0.0
     num_moe_experts: int | None = None
     moe_router_topk: int = 2
     moe_ffn_hidden_size: int = 0
@@ -51,6 +54,7 @@ class ModelShape:
     moe_router_group_topk: int | None = None
     moe_router_enable_expert_bias: bool = False
     moe_router_load_balancing_type: str = "aux_loss"
+    moe_aux_loss_coeff: float = 0.0
     moe_expert_capacity_factor: float | None = None
     moe_pad_expert_input_to_capacity: bool = False
 
@@ -84,7 +88,6 @@ class Overlap:
 
     grad_reduce: bool = False
     param_gather: bool = False
-    param_gather_with_optimizer_step: bool = False
     p2p: bool = False
     tp_comm: bool = False
     moe_expert_parallel_comm: bool = False
