@@ -69,7 +69,7 @@ def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> 
         (
             ["parallel={tensor_model_parallel_size: 3}"],
             "parallel.tensor_model_parallel_size",
-            "1, 2, 4",
+            "the nearest are 2 or 4",
         ),
         (
             ["parallel={pipeline_model_parallel_size: 3}"],
@@ -82,9 +82,9 @@ def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> 
             "parallel",
             "not a multiple",
         ),
-        (["micro_batch_size=3"], "", "micro_batch_size 3"),
-        (["model.num_query_groups=3"], "model", "divisors of 4"),
-        (["seq_length=256"], "", "max_position_embeddings"),
+        (["micro_batch_size=3"], "global_batch_size", "micro_batch_size 3"),
+        (["model.num_query_groups=3"], "model.num_query_groups", "the nearest are 2 or 4"),
+        (["seq_length=256"], "seq_length", "max_position_embeddings"),
     ],
 )
 def test_what_does_not_divide_is_named(

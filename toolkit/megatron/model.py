@@ -21,9 +21,17 @@ from torch import Tensor, nn
 
 from toolkit.errors import ToolkitError
 from toolkit.megatron.config import ModelConfig, ParallelConfig
+from toolkit.megatron.experts import ExpertSettings
 from toolkit.megatron.layout import padded_vocab_size
 from toolkit.megatron.settings import NumericsSettings
 
+MODEL = frozenset(ExpertSettings.model_fields)
+MOE_KERNELS = (
+    "moe_token_dispatcher_type",
+    "moe_grouped_gemm",
+    "moe_permute_fusion",
+    "moe_shared_expert_overlap",
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,12 +59,9 @@ def transformer_config(
     numerics = numerics or NumericsSettings()
     device = device or torch.device("cpu")
     gpu = device.type == "cuda"
-    if numerics.fp8 is not None and not gpu:
-        raise ToolkitError(
-            f"fp8: {numerics.fp8} needs a GPU (Ada, Hopper or newer); this rank runs on the CPU",
-            hint="leave fp8 out here, or set it for the cluster's runs alone",
-        )
-    if gpu and not _have("transformer_engine"):
+    if not gpu:
+        _refuse_on_cpu(parallel, numerics)
+    elif not _have("transformer_engine"):
         raise ToolkitError(
             "TransformerEngine is not installed: on GPUs the layers are its modules",
             hint="use the GPU image, or pip install megatron-toolkit[gpu]",
@@ -65,8 +70,9 @@ def transformer_config(
     return TransformerConfig(
         **_shape(model),
         **_layout(parallel, gpu),
+        **_experts(model, parallel),
         **_recompute(numerics),
-        **(_fp8(numerics) if numerics.fp8 else {}),
+        **_low_precision(numerics),
         **_kernels(model, parallel, gpu),
         params_dtype=DTYPES[precision],
         pipeline_dtype=DTYPES[precision],
@@ -79,6 +85,26 @@ def transformer_config(
         embedding_init_method=_leave,
         use_cpu_initialization=not gpu,
     )
+
+
+def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None:
+    """Name the settings that only a GPU's kernels and streams can do."""
+    asked = {
+        f"fp8: {numerics.fp8}": numerics.fp8 is not None,
+        f"fp4: {numerics.fp4}": numerics.fp4 is not None,
+        "parallel.overlap_p2p_comm": parallel.overlap_p2p_comm,
+        "parallel.moe_grouped_gemm": parallel.moe_grouped_gemm,
+        "parallel.moe_permute_fusion": parallel.moe_permute_fusion,
+        "parallel.moe_token_dispatcher_type: flex": parallel.moe_token_dispatcher_type == "flex",
+        "parallel.moe_shared_expert_overlap": parallel.moe_shared_expert_overlap,
+        "parallel.overlap_moe_expert_parallel_comm": parallel.overlap_moe_expert_parallel_comm,
+    }
+    found = [name for name, needed in asked.items() if needed]
+    if found:
+        raise ToolkitError(
+            f"{', '.join(found)} needs a GPU; this rank runs on the CPU",
+            hint="leave it out here, or set it for the cluster's runs alone",
+        )
 
 
 def build_model(
@@ -159,36 +185,76 @@ def _shape(model: ModelConfig) -> dict[str, Any]:
 
 
 def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
+    """How the model is cut, and what is sent meanwhile."""
+    common = (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "sequence_parallel",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        "num_layers_in_first_pipeline_stage",
+        "num_layers_in_last_pipeline_stage",
+        "account_for_embedding_in_pipeline_split",
+        "account_for_loss_in_pipeline_split",
+        "overlap_moe_expert_parallel_comm",
+        "delay_wgrad_compute",
+    )
     interleaved = parallel.model_chunks > 1
-    return {
-        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
-        # The interleaved schedule's batches send both ways between a pair of ranks, and two of
-        # them mix up which is which. One by one the messages are ordered; on a GPU they overlap
-        # with the work (gloo would send from memory that is free again by then).
-        "overlap_p2p_comm": interleaved and gpu,
+    # The interleaved schedule's batches send both ways between a pair of ranks, and two of them mix
+    # up which is which. One by one the messages are ordered; on a GPU they overlap with the work
+    # (gloo would send from memory that is free again by then).
+    overlap = (
+        interleaved and gpu if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm
+    )
+    return {name: getattr(parallel, name) for name in common} | {
+        "virtual_pipeline_model_parallel_size": parallel.model_chunks if interleaved else None,
+        "microbatch_group_size_per_vp_stage": parallel.microbatch_group_size_per_vp_stage,
+        "cp_comm_type": parallel.cp_comm_type if parallel.context_parallel_size > 1 else None,
+        "hierarchical_context_parallel_sizes": parallel.hierarchical_context_parallel_sizes,
+        "overlap_p2p_comm": overlap,
         "batch_p2p_comm": not interleaved,
     }
 
 
+def _experts(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    """The mixture of experts; nothing in a dense model."""
+    if model.num_moe_experts is None:
+        return {}
+    names = (*ExpertSettings.model_fields, *MOE_KERNELS)
+    found = {name: getattr(model if name in MODEL else parallel, name) for name in names}
+    return found | {"moe_ffn_hidden_size": model.expert_ffn_size}
+
+
 def _recompute(numerics: NumericsSettings) -> dict[str, Any]:
-    return {
-        "recompute_granularity": numerics.recompute_granularity,
-        "recompute_method": numerics.recompute_method,
-        "recompute_num_layers": numerics.recompute_num_layers,
-    }
+    names = (
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+        "recompute_modules",
+        "distribute_saved_activations",
+    )
+    return {name: getattr(numerics, name) for name in names}
 
 
-def _fp8(numerics: NumericsSettings) -> dict[str, Any]:
-    """Passed through to TransformerEngine's recipe (``megatron/core/fp8_utils.py``)."""
-    return {
-        "fp8": numerics.fp8,
-        "fp8_recipe": numerics.fp8_recipe,
-        "fp8_margin": numerics.fp8_margin,
-        "fp8_amax_history_len": numerics.fp8_amax_history_len,
-        "fp8_amax_compute_algo": numerics.fp8_amax_compute_algo,
-    }
+def _low_precision(numerics: NumericsSettings) -> dict[str, Any]:
+    """Passed through to TransformerEngine's recipes (``fp8_utils.py`` and ``fp4_utils.py``)."""
+    layers = (
+        "first_last_layers_bf16",
+        "num_layers_at_start_in_bf16",
+        "num_layers_at_end_in_bf16",
+    )
+    fp8 = (
+        "fp8",
+        "fp8_recipe",
+        "fp8_param",
+        "fp8_margin",
+        "fp8_amax_history_len",
+        "fp8_amax_compute_algo",
+    )
+    names = (*fp8, *layers) if numerics.fp8 else ("fp4", "fp4_recipe", *layers)
+    asked = numerics.fp8 or numerics.fp4
+    return {name: getattr(numerics, name) for name in names} if asked else {}
 
 
 def _kernels(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class SequenceSettings(Settings):
     context_parallel_size: Count = Field(
         default=1, description="Ranks that share every sequence, attention included."
     )
-    cp_comm_type: Literal["p2p", "a2a", "allgather", "a2a+p2p"] = Field(
+    cp_comm_type: Literal["p2p", "a2a", "all_gather", "a2a+p2p"] = Field(
         default="p2p", description="How attention's keys and values travel in context parallelism."
     )
     hierarchical_context_parallel_sizes: list[Count] | None = Field(
@@ -112,6 +112,12 @@ class ParallelConfig(PipelineSettings, SequenceSettings, ExpertParallelSettings)
     overlap_param_gather: bool = Field(
         default=False,
         description="Gather the distributed optimizer's new weights during the forward pass.",
+    )
+
+    num_distributed_optimizer_instances: Count = Field(
+        default=1,
+        description="Copies of the distributed optimizer's state: it is sharded over a part of the"
+        " data-parallel ranks only.",
     )
 
     @property

@@ -115,10 +115,6 @@ class OptimizerSettings(Settings):
         default=True,
         description="Shard the optimizer's state over the data-parallel ranks (ZeRO-1).",
     )
-    num_distributed_optimizer_instances: Annotated[Count, Operational()] = Field(
-        default=1,
-        description="Copies of the sharded state: it is sharded over a part of the ranks only.",
-    )
     use_precision_aware_optimizer: bool = Field(
         default=False,
         description="Let the optimizer's state have other formats than FP32 (TransformerEngine).",

@@ -117,7 +117,7 @@ def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
         global_batch_size=config.global_batch_size,
         seq_length=config.sequence,
         distributed_optimizer=config.use_distributed_optimizer,
-        optimizer_instances=config.num_distributed_optimizer_instances,
+        optimizer_instances=parallel.num_distributed_optimizer_instances,
         recompute=_recompute(config),
         overlap=_overlap(parallel, world_size),
         moe=_moe_kernels(parallel),

@@ -118,7 +118,7 @@ class Layout:
     etp: int | None = None
     """Tensor parallelism of the experts; None stands for ``tp``."""
     sequence_parallel: bool = False
-    cp_comm_type: Literal["p2p", "a2a", "allgather", "a2a+p2p"] = "p2p"
+    cp_comm_type: Literal["p2p", "a2a", "all_gather", "a2a+p2p"] = "p2p"
     hierarchical_cp: tuple[int, ...] = ()
     """Inner and outer size of ``a2a+p2p``."""
     microbatch_group: int | None = None

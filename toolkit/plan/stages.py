@@ -9,11 +9,14 @@ from pathlib import Path
 from toolkit.data.config import TrainTokenizerConfig
 from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.layout import layout_of, layout_problems, padded_vocab_size
+from toolkit.megatron.layout import layout_of, padded_vocab_size
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
 from toolkit.plan.datasets import dataset_problems
+from toolkit.plan.describe import run_of
+from toolkit.plan.layout import violations
+from toolkit.plan.shape import Machine
 from toolkit.stage import FINISH, StageConfig
 
 
@@ -44,12 +47,22 @@ def load_checked(file: Path, overrides: Sequence[str] = ()) -> Loaded:
     return load_pipeline(file, overrides, stage_problems)
 
 
-def stage_problems(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
-    """What is wrong with a stage whose settings are valid one by one: its layout, its ranks."""
+def stage_problems(
+    name: str, config: StageConfig, source: Source, machine: Machine | None = None
+) -> Iterator[Problem]:
+    """What is wrong with a stage whose settings are valid one by one: its layout, its ranks.
+
+    Args:
+        name: the stage's.
+        config: its settings.
+        source: the pipeline file, for places.
+        machine: where it will run; what a GPU can't do is not looked for without it.
+    """
     prefix = ("stages", name)
     if isinstance(config, PretrainConfig):
-        for key, message in layout_problems(config, config.world_size()):
-            yield source.problem((*prefix, *key.split(".")), message)
+        for found in violations(run_of(config, config.world_size(), machine=machine)):
+            place = (*prefix, *found.key.split("."))
+            yield source.problem(place, found.message, f"rule {found.rule}: {found.source}")
         for key, message in dataset_problems(config, source.data["stages"]):
             yield source.problem((*prefix, key), message)
     elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
