@@ -1,0 +1,199 @@
+"""All constants of the estimate of speed, each with its source: GPUs, links, and kernels.
+
+What was read off a published table or data sheet says where; what was fitted or estimated says so.
+``toolkit plan --calibrate RUN_DIR`` fits ``Tuning.sustained`` to a run of one's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from toolkit.errors import ToolkitError
+
+MIB: Final = 2**20
+TERA: Final = 1e12
+GIGA: Final = 1e9
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One type of GPU; rates are for dense matrices, in operations or bytes a second."""
+
+    name: str
+    memory: float
+    """Bytes, as nvidia-smi shows them."""
+    watts: float
+    """Thermal design power, of the data sheet."""
+    sms: int
+    """Streaming multiprocessors."""
+    peak: dict[str, float]
+    """Of the tensor cores, by format: bf16, fp8, fp4; of the data sheet."""
+    matmul: dict[str, float]
+    """Share of the peak that the best shapes reach, by format."""
+    attention: tuple[float, float]
+    """Operations a second of fused attention: forward and backward, heads of 128, long rows."""
+    hbm: float
+    """Bytes a second that streaming kernels move."""
+    nvlink: float
+    """Bus bandwidth (as nccl-tests define it) of a ring inside a node, bytes a second."""
+
+    def format_of(self, wanted: str) -> str:
+        """The format that matrices really run in: an older GPU has no FP8 or FP4."""
+        for known in (wanted, "fp8" if wanted == "fp4" else "bf16", "bf16"):
+            if known in self.peak:
+                return known
+        raise AssertionError(self.name)
+
+
+# Peaks, watts and bandwidths: NVIDIA's data sheets (A100, H100, H200, HGX B200, GB200). Shares of
+# the peak: "Maximum Achievable Matmul FLOPS" tables of stas00/ml-engineering (compute/accelerator:
+# bf16 A100 271.2, H100 794.5, B200 1745, GB200 1822; fp8 H100 1402.6, H200 1453.4, B200 3432.5,
+# GB200 3615.6 TFLOP/s). FP4's share is taken to be FP8's: an estimate.
+# HBM: 0.9 of the data sheet's, an estimate (copies on an H100 reach 3.0 of 3.35 TB/s).
+# NVLink: all-reduce of 8 GPUs, NVLS off, same book's network/README.md: H200 365.6, B200 682.2 GB/s
+# (an H100 has the same links as an H200); A100: 230 to 250 GB/s are usual, an estimate.
+# Attention: FlashAttention-3 (arXiv:2407.08608), figures 5 and 6, cuDNN and FA3 at 8k to 16k, head
+# 128: 600 to 650 forward and about 500 backward on an H100; FlashAttention-2 (arXiv:2307.08691),
+# figures 5 and 6: 190 and 170 on an A100. Blackwell's are scaled by its BF16 peak: an estimate.
+GPUS: Final[dict[str, Gpu]] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            name="a100",
+            memory=81920 * MIB,
+            watts=400,
+            sms=108,
+            peak={"bf16": 312 * TERA},
+            matmul={"bf16": 0.869},
+            attention=(190 * TERA, 170 * TERA),
+            hbm=0.9 * 2.04 * TERA,
+            nvlink=235 * GIGA,
+        ),
+        Gpu(
+            name="h100",
+            memory=81559 * MIB,
+            watts=700,
+            sms=132,
+            peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
+            matmul={"bf16": 0.803, "fp8": 0.709},
+            attention=(600 * TERA, 500 * TERA),
+            hbm=0.9 * 3.35 * TERA,
+            nvlink=365 * GIGA,
+        ),
+        Gpu(
+            name="h200",
+            memory=143771 * MIB,
+            watts=700,
+            sms=132,
+            peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
+            matmul={"bf16": 0.803, "fp8": 0.734},
+            attention=(600 * TERA, 500 * TERA),
+            hbm=0.9 * 4.8 * TERA,
+            nvlink=365 * GIGA,
+        ),
+        Gpu(
+            name="b200",
+            memory=183359 * MIB,
+            watts=1000,
+            sms=148,
+            peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 9000 * TERA},
+            matmul={"bf16": 0.776, "fp8": 0.763, "fp4": 0.763},
+            attention=(1360 * TERA, 1130 * TERA),
+            hbm=0.9 * 8.0 * TERA,
+            nvlink=680 * GIGA,
+        ),
+        Gpu(
+            name="gb200",
+            memory=189471 * MIB,
+            watts=1200,
+            sms=152,
+            peak={"bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 10000 * TERA},
+            matmul={"bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
+            attention=(1510 * TERA, 1260 * TERA),
+            hbm=0.9 * 8.0 * TERA,
+            nvlink=680 * GIGA,
+        ),
+    )
+}
+
+NETWORK: Final[dict[str, float]] = {
+    "infiniband": 50.0,  # one 400 Gb/s adapter for each GPU: DGX H100 user guide, ConnectX-7
+    "roce": 50.0,  # the same adapters over Ethernet
+    "efa": 50.0,  # p5.48xlarge: 3,200 Gb/s for 8 GPUs (AWS's page of P5 instances)
+    "gke-gib": 50.0,  # a3-ultragpu-8g: 3,200 Gb/s for 8 GPUs (Google's page of GPU networking)
+    "none": 3.1,  # 200 Gb/s of Ethernet for a node of 8: an estimate, to be given in the profile
+}
+"""By a profile's network, raw GB/s between nodes for each GPU."""
+NETWORK_SHARE: Final = 0.9
+"""Of the raw rate, what large messages of NCCL reach: an estimate (nccl-tests on eight rails)."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What no data sheet says."""
+
+    sustained: float = 0.86
+    """Share of the rates of kernels run alone that a whole training keeps: clocks under the power
+    limit, gaps between kernels, ranks that wait for each other. FITTED, as the only number of dense
+    models, to the published DGX-H100 rows with FP8 (``tests/plan/test_throughput.py``, which also
+    holds it against rows that it was not fitted to). Kernels that only move bytes are left out."""
+    fill: dict[str, int] | None = None
+    """Elements of the inner dimension that filling and draining a tile's pipeline costs."""
+    launch: float = 4e-6
+    """Seconds for which a kernel waits for its launch and its last wave: an estimate."""
+    layer_floor: float = 3.5e-4
+    """Seconds below which the host can't issue a layer's forward pass: an estimate."""
+    moe_floor: float = 3.5e-3
+    """The same for a layer of experts, with its routing and sorting: FITTED to the DGX-H100 row of
+    Qwen3-30B-A3B (16 GPUs, EP 16, 8,960 tokens/s/GPU)."""
+    contention_nvlink: float = 0.15
+    """Share of hidden communication that slows the kernels beside it: ``processor_usage`` of
+    Calculon's a100_80g.json (Isaev et al. 2023)."""
+    contention_network: float = 0.02
+    """The same between nodes, from the same file."""
+    tp_exposed: float = 0.1
+    """With ``tp_comm_overlap``, share that stays in view beside the first of TP chunks: an
+    estimate."""
+    hop: float = 1.5e-5
+    """Seconds before the first byte of a message between GPUs: an estimate."""
+    attention_short: int = 512
+    """Row length at which causal attention has half of its best rate: FlashAttention-3's figures
+    5 (causal, from 512 to 16k), read off."""
+    attention_head64: float = 0.72
+    """Of the rate with heads of 128, that with heads of 64: the same figures."""
+
+    def fill_of(self, number_format: str) -> int:
+        """128 in BF16 and 256 in FP8: two steps of 64 bytes' tiles; an estimate."""
+        return (self.fill or {"bf16": 128, "fp8": 256, "fp4": 512})[number_format]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a run takes place: GPUs, nodes, and what is between them."""
+
+    gpu: Gpu
+    gpus_per_node: int = 8
+    network: float = 50.0 * NETWORK_SHARE * GIGA
+    """Bytes a second between nodes for each GPU, as NCCL reaches them."""
+    tuning: Tuning = Tuning()
+
+    def calibrated(self, sustained: float) -> Hardware:
+        """The same, with another sustained share."""
+        return replace(self, tuning=replace(self.tuning, sustained=sustained))
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of a profile's ``gpu_type`` or of a device's name: ``h100``, ``NVIDIA H100 80GB``.
+
+    Raises:
+        ToolkitError: there are no constants for it.
+    """
+    lowered = name.lower()
+    for known in sorted(GPUS, key=len, reverse=True):
+        if known in lowered:
+            return GPUS[known]
+    raise ToolkitError(
+        f"no constants for the GPU {name!r}",
+        hint=f"node.gpu_type in the cluster's profile; known are {', '.join(GPUS)}",
+    )
