@@ -192,7 +192,7 @@ def _mlp_memory(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: boo
     if moe:
         tokens = routed_tokens(model, layout)
         inner = model.moe_ffn_hidden_size / layout.expert_tp
-        sorting = 2 * 2 * value * model.hidden_size  # read and written, to the experts and back
+        sorting = 4.0 * value * model.hidden_size  # read and written, to the experts and back
     else:
         tokens = tokens_per_rank(layout)
         inner, sorting = model.ffn_hidden_size / layout.tp, 0.0

@@ -86,9 +86,9 @@ def context(kernels: Kernels, model: ModelShape, layout: Layout, attention: Seco
 def expert(kernels: Kernels, model: ModelShape, layout: Layout) -> Seconds:
     """Tokens sent to their experts and back, forward and backward.
 
-    What stays in the node and what leaves it go at the same time. The flex dispatcher (DeepEP) sends
-    a token to each other node once, whichever number of its experts is there; the others send it
-    once for each expert.
+    What stays in the node and what leaves it go at the same time. The flex dispatcher (DeepEP)
+    sends a token to each other node once, whichever number of its experts is there; the others
+    send it once for each expert.
     """
     group = layout.ep * layout.expert_tp
     if group == 1:
