@@ -48,6 +48,20 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """Seconds of a linear layer's three matrix products."""
+
+    output: float
+    of_input: float
+    of_weights: float
+
+    @property
+    def passes(self) -> Seconds:
+        """Forward, and backward."""
+        return Seconds(self.output, self.of_input + self.of_weights)
+
+
+@dataclass(frozen=True)
 class Parts:
     """A layer's seconds, by what they are spent on."""
 
@@ -55,6 +69,8 @@ class Parts:
     attention: Seconds = Seconds()
     memory: Seconds = Seconds()
     """Kernels that only move bytes: norms, activations, casts, the adding up of gradients."""
+    pairs: tuple[tuple[Linear, Linear], ...] = ()
+    """Column- and row-parallel layers that communicate: attention's, and a dense MLP's."""
 
     @property
     def total(self) -> Seconds:
@@ -81,17 +97,32 @@ class Kernels:
         filling = 1 + tuning.fill_of(number_format) / max(inner, 1)
         tiles = math.ceil(rows / TILE) * math.ceil(columns / TILE)
         waves = tiles / gpu.sms
-        uneven = math.ceil(waves) / waves
+        uneven = 1 + tuning.last_wave * (min(math.ceil(waves) / waves, 4.0) - 1)
         width = self.value if number_format == "bf16" else 1
         moved = width * (rows * inner + inner * columns) + self.value * rows * columns
-        seconds = 2 * rows * inner * columns / rate * filling * min(uneven, 4.0)
+        seconds = 2 * rows * inner * columns / rate * filling * uneven
         return max(seconds, moved / self._hbm) + tuning.launch
 
-    def linear(self, tokens: float, inputs: float, outputs: float, *, low: bool = True) -> Seconds:
-        """A linear layer: its output, and the gradients of its input and of its weights."""
-        forward = self.matmul(tokens, inputs, outputs, low=low)
-        of_input = self.matmul(tokens, outputs, inputs, low=low)
-        return Seconds(forward, of_input + self.matmul(inputs, tokens, outputs, low=low))
+    def linear(
+        self,
+        tokens: float,
+        inputs: float,
+        outputs: float,
+        *,
+        low: bool = True,
+        chunks: tuple[int, int] = (1, 1),
+    ) -> Linear:
+        """A linear layer: its output, and the gradients of its input and of its weights.
+
+        ``chunks``: in how many parts of the tokens the output, and the input's gradient, are made,
+        so that each part's communication runs beside the next one.
+        """
+        ahead, back = chunks
+        return Linear(
+            ahead * self.matmul(tokens / ahead, inputs, outputs, low=low),
+            back * self.matmul(tokens / back, outputs, inputs, low=low),
+            self.matmul(inputs, tokens, outputs, low=low),
+        )
 
     def attention(self, model: ModelShape, layout: Layout) -> Seconds:
         """Fused causal attention over rows of ``seq_length``, cut by CP in balanced parts."""
@@ -123,30 +154,57 @@ def layer_parts(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: boo
     tokens = tokens_per_rank(layout)
     query = model.num_attention_heads * model.kv_channels / layout.tp
     keys = model.num_query_groups * model.kv_channels / layout.tp
-    matmul = kernels.linear(tokens, model.hidden_size, query + 2 * keys)
-    matmul += kernels.linear(tokens, query, model.hidden_size)
-    matmul += _experts(kernels, model, layout) if moe else _mlp(kernels, model, layout)
+    column, row = _chunks(layout)
+    pairs = [
+        (
+            kernels.linear(tokens, model.hidden_size, query + 2 * keys, chunks=column),
+            kernels.linear(tokens, query, model.hidden_size, chunks=row),
+        )
+    ]
+    matmul = Seconds()
+    if moe:
+        matmul = _experts(kernels, model, layout)
+    else:
+        pairs.append(_mlp(kernels, model, layout))
+    for pair in pairs:
+        matmul += pair[0].passes + pair[1].passes
     memory = _attention_memory(kernels, model, layout)
     memory += _mlp_memory(kernels, model, layout, moe=moe)
     memory += Seconds(0.0, _accumulation(kernels, model, layout, moe=moe))
-    return Parts(matmul, kernels.attention(model, layout), memory)
+    return Parts(matmul, kernels.attention(model, layout), memory, tuple(pairs))
 
 
 def mlp_forward(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: bool) -> float:
     """Seconds of the MLP's or the experts' forward pass alone: what recomputing it costs."""
-    matmul = _experts(kernels, model, layout) if moe else _mlp(kernels, model, layout)
-    return matmul.forward + _mlp_memory(kernels, model, layout, moe=moe).forward
+    if moe:
+        matmul = _experts(kernels, model, layout).forward
+    else:
+        matmul = sum(linear.output for linear in _mlp(kernels, model, layout))
+    return matmul + _mlp_memory(kernels, model, layout, moe=moe).forward
+
+
+def _chunks(layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Parts that userbuffers cut a column- and a row-parallel layer into, forward and backward: the
+    gathers before a column's output and a row's gradient, and the scatters behind a row's output,
+    go in a ring."""
+    parts = layout.tp if layout.overlap.tp_comm and layout.sequence_parallel else 1
+    return (parts, 1), (parts, parts)
 
 
 def _wide(model: ModelShape, inner: float) -> float:
     return inner * (2 if model.gated_linear_unit else 1)
 
 
-def _mlp(kernels: Kernels, model: ModelShape, layout: Layout, inner: float = 0.0) -> Seconds:
+def _mlp(
+    kernels: Kernels, model: ModelShape, layout: Layout, inner: float = 0.0
+) -> tuple[Linear, Linear]:
     tokens, hidden = tokens_per_rank(layout), model.hidden_size
     inner = (inner or model.ffn_hidden_size) / layout.tp
-    fc1 = kernels.linear(tokens, hidden, _wide(model, inner))
-    return fc1 + kernels.linear(tokens, inner, hidden)
+    column, row = _chunks(layout)
+    return (
+        kernels.linear(tokens, hidden, _wide(model, inner), chunks=column),
+        kernels.linear(tokens, inner, hidden, chunks=row),
+    )
 
 
 def _experts(kernels: Kernels, model: ModelShape, layout: Layout) -> Seconds:
@@ -156,13 +214,14 @@ def _experts(kernels: Kernels, model: ModelShape, layout: Layout) -> Seconds:
     local = 1 if layout.moe.grouped_gemm else model.num_moe_experts // layout.ep
     tokens = routed_tokens(model, layout) / local
     inner = model.moe_ffn_hidden_size / layout.expert_tp
-    one = kernels.linear(tokens, model.hidden_size, _wide(model, inner))
-    one += kernels.linear(tokens, inner, model.hidden_size)
+    one = kernels.linear(tokens, model.hidden_size, _wide(model, inner)).passes
+    one += kernels.linear(tokens, inner, model.hidden_size).passes
     found = one * local
     if model.moe_shared_expert_intermediate_size:
-        found += _mlp(kernels, model, layout, model.moe_shared_expert_intermediate_size)
+        shared = _mlp(kernels, model, layout, model.moe_shared_expert_intermediate_size)
+        found += shared[0].passes + shared[1].passes
     own = tokens_per_rank(layout) / norm_share(layout)
-    return found + kernels.linear(own, model.hidden_size, model.num_moe_experts, low=False)
+    return found + kernels.linear(own, model.hidden_size, model.num_moe_experts, low=False).passes
 
 
 def routed_tokens(model: ModelShape, layout: Layout) -> float:
@@ -219,4 +278,5 @@ def output_parts(kernels: Kernels, model: ModelShape, layout: Layout) -> Parts:
     memory = Seconds(kernels.streamed(moved / 2, 4), kernels.streamed(moved / 2, 2))
     gradients = 2 * gradient_width(kernels.precision) * rows * model.hidden_size
     memory += Seconds(0.0, kernels.streamed(gradients, 0))
-    return Parts(matmul=kernels.linear(tokens, model.hidden_size, rows, low=False), memory=memory)
+    matmul = kernels.linear(tokens, model.hidden_size, rows, low=False).passes
+    return Parts(matmul=matmul, memory=memory)

@@ -24,21 +24,17 @@ from toolkit.plan.parameters import (
     layer_weights,
     numel,
     output_weights,
-    stage_layer_numbers,
+    stage_layer_kinds,
     stage_numel,
 )
 from toolkit.plan.shape import Layout, ModelShape, Precision
 
 GIB = 2**30
-RUNTIME_BYTES = 2.5 * GIB
-"""CUDA's context and kernels, cuBLAS's and TransformerEngine's workspaces, NCCL's buffers.
-
-An estimate, to be replaced by ``--calibrate``: a context is about 0.5 GiB on Hopper; NCCL takes
-some tens of MiB for each communicator and peer.
-"""
-FRAGMENTATION = 0.03
-"""Share of the allocated memory that PyTorch's allocator can't use (expandable segments). An
-estimate."""
+RUNTIME_BYTES = 4 * GIB
+"""CUDA's context and kernels, cuBLAS's and TransformerEngine's workspaces and user buffers, NCCL's
+buffers for each of a run's groups. An estimate."""
+FRAGMENTATION = 0.05
+"""Share of the allocated memory that the allocator can't use. An estimate."""
 
 
 @dataclass(frozen=True)
@@ -174,18 +170,17 @@ def _activation_bytes(model: ModelShape, layout: Layout, precision: Precision, s
 
 def _kept_by_layers(model: ModelShape, layout: Layout, precision: Precision, stage: int) -> float:
     """Bytes that all layers of a stage keep of one microbatch."""
-    layers = stage_layer_numbers(model, layout)[stage]
-    experts = sum(model.is_moe_layer(layer) for layer in layers)
-    dense = len(layers) - experts
+    dense, experts = stage_layer_kinds(model, layout, stage)
+    layers = dense + experts
     recompute = layout.recompute
     if recompute.granularity == "full":
         once = input_bytes(model, layout, precision)
         held = recompute.num_layers or 1
         if recompute.method == "uniform":
-            return math.ceil(len(layers) / held) * once
-        again = min(len(layers), held * layout.vpp)
-        rest = len(layers) - again
-        experts = round(experts * rest / max(1, len(layers)))
+            return math.ceil(layers / held) * once
+        again = min(layers, held * layout.vpp)
+        rest = layers - again
+        experts = round(experts * rest / max(1, layers))
         return again * once + _layers(model, layout, precision, rest - experts, experts)
     return _layers(model, layout, precision, dense, experts)
 

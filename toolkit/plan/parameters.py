@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from toolkit.plan.shape import Layout, ModelShape, stage_layers
 
@@ -72,7 +73,9 @@ def parameter_count(model: ModelShape) -> int:
     assert model.vocab_size is not None, "the vocabulary's size is not known"
     embedding = numel(embedding_weights(model, WHOLE, model.vocab_size))
     output = numel(output_weights(model, WHOLE, model.vocab_size, shared_is_here=True))
-    return (embedding + output + layers_numel(model, WHOLE, tuple(range(model.num_layers)))).total
+    return (
+        embedding + output + layers_numel(model, WHOLE, *stage_layer_kinds(model, WHOLE, 0))
+    ).total
 
 
 def active_parameter_count(model: ModelShape) -> int:
@@ -94,7 +97,8 @@ def stage_numel(model: ModelShape, layout: Layout, stage: int, padded_vocab: int
         padded_vocab: rows of the embedding, padding included.
     """
     first, last = stage == 0, stage == layout.pp - 1
-    found = layers_numel(model, layout, stage_layer_numbers(model, layout)[stage])
+    dense, experts = stage_layer_kinds(model, layout, stage)
+    found = layers_numel(model, layout, dense, experts)
     if first:
         found += numel(embedding_weights(model, layout, padded_vocab))
     if last:
@@ -102,13 +106,19 @@ def stage_numel(model: ModelShape, layout: Layout, stage: int, padded_vocab: int
     return found
 
 
-def layers_numel(model: ModelShape, layout: Layout, layers: tuple[int, ...]) -> Numel:
-    """Elements of these layers on one rank; the layers are numbered from 0."""
-    experts = sum(model.is_moe_layer(layer) for layer in layers)
-    found = numel(layer_weights(model, layout, moe=False)) * (len(layers) - experts)
+def layers_numel(model: ModelShape, layout: Layout, dense: int, experts: int) -> Numel:
+    """Elements on one rank of so many dense layers, and of so many with experts."""
+    found = Numel()
+    if dense:
+        found += _layer_numel(model, layout.tp, 1, 1, False) * dense
     if experts:
-        found += numel(layer_weights(model, layout, moe=True)) * experts
+        found += _layer_numel(model, layout.tp, layout.ep, layout.expert_tp, True) * experts
     return found
+
+
+@lru_cache(maxsize=1024)
+def _layer_numel(model: ModelShape, tp: int, ep: int, etp: int, moe: bool) -> Numel:
+    return numel(layer_weights(model, Layout(tp=tp, ep=ep, etp=etp), moe=moe))
 
 
 def stage_layer_numbers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ...]:
@@ -116,14 +126,25 @@ def stage_layer_numbers(model: ModelShape, layout: Layout) -> tuple[tuple[int, .
 
     Chunk after chunk goes round the stages, as ``get_transformer_layer_offset`` has it.
     """
-    counts = stage_layers(model, layout)
+    return _numbers(stage_layers(model, layout), layout.vpp)
+
+
+@lru_cache(maxsize=4096)
+def _numbers(counts: tuple[tuple[int, ...], ...], vpp: int) -> tuple[tuple[int, ...], ...]:
     numbers: list[list[int]] = [[] for _ in counts]
     begin = 0
-    for chunk in range(layout.vpp):
+    for chunk in range(vpp):
         for stage, per_chunk in enumerate(counts):
             numbers[stage] += range(begin, begin + per_chunk[chunk])
             begin += per_chunk[chunk]
     return tuple(tuple(stage) for stage in numbers)
+
+
+def stage_layer_kinds(model: ModelShape, layout: Layout, stage: int) -> tuple[int, int]:
+    """How many dense layers, and how many with experts, a stage has."""
+    layers = stage_layer_numbers(model, layout)[stage]
+    experts = sum(model.moe_layers[layer] for layer in layers) if model.moe_layers else 0
+    return len(layers) - experts, experts
 
 
 def embedding_weights(model: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[Weight]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 Granularity = Literal["selective", "full"]
@@ -228,17 +229,31 @@ def stage_layers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ..
     Follows ``get_num_layers_to_build`` (``transformer_block.py``). Only for layouts that the rules
     accept: where something does not divide, the quotients are rounded down.
     """
-    middle, stages = model.num_layers, layout.pp
-    ends = (layout.first_stage_layers, layout.last_stage_layers)
-    middle -= sum(end or 0 for end in ends)
-    stages -= sum(end is not None for end in ends)
-    middle += layout.account_for_embedding + layout.account_for_loss
-    per_rank = [middle // max(1, stages)] * layout.pp
+    return _split(
+        model.num_layers,
+        layout.pp,
+        layout.vpp,
+        (layout.first_stage_layers, layout.last_stage_layers),
+        (layout.account_for_embedding, layout.account_for_loss),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _split(
+    layers: int,
+    pp: int,
+    vpp: int,
+    ends: tuple[int | None, int | None],
+    counted: tuple[bool, bool],
+) -> tuple[tuple[int, ...], ...]:
+    middle = layers - sum(end or 0 for end in ends) + sum(counted)
+    stages = pp - sum(end is not None for end in ends)
+    per_rank = [middle // max(1, stages)] * pp
     if ends[0] is not None:
         per_rank[0] = ends[0]
     if ends[1] is not None:
         per_rank[-1] = ends[1]
-    chunks = [[layers // layout.vpp] * layout.vpp for layers in per_rank]
-    chunks[0][0] -= layout.account_for_embedding
-    chunks[-1][-1] -= layout.account_for_loss
+    chunks = [[own // vpp] * vpp for own in per_rank]
+    chunks[0][0] -= counted[0]
+    chunks[-1][-1] -= counted[1]
     return tuple(tuple(rank) for rank in chunks)

@@ -16,7 +16,7 @@ from toolkit.plan.compute import (
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import gradient_width, optimizer_width, shards
-from toolkit.plan.parameters import Numel, stage_layer_numbers, stage_numel
+from toolkit.plan.parameters import Numel, stage_layer_kinds, stage_numel
 from toolkit.plan.shape import Layout, ModelShape, Precision
 
 
@@ -74,6 +74,9 @@ class LayerTime:
     spent: Breakdown
 
 
+NOTHING = LayerTime(Seconds(), Breakdown())
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The speed of one layout."""
@@ -126,9 +129,8 @@ class Estimator:
 
     def _stage(self, layout: Layout, stage: int) -> LayerTime:
         """All layers of a stage, and the model's end where it is there."""
-        layers = stage_layer_numbers(self.model, layout)[stage]
-        experts = sum(self.model.is_moe_layer(layer) for layer in layers)
-        found = _times(self._layer(layout, moe=False), len(layers) - experts)
+        dense, experts = stage_layer_kinds(self.model, layout, stage)
+        found = _times(self._layer(layout, moe=False), dense) if dense else NOTHING
         if experts:
             found = _plus(found, _times(self._layer(layout, moe=True), experts))
         if stage == layout.pp - 1:
@@ -143,7 +145,7 @@ class Estimator:
 
     def _new_layer(self, layout: Layout, *, moe: bool) -> LayerTime:
         parts = layer_parts(self.kernels, self.model, layout, moe=moe)
-        tensor = traffic.tensor(self.kernels, self.model, layout, moe=moe)
+        tensor = traffic.tensor(self.kernels, self.model, layout, parts.pairs)
         context = traffic.context(self.kernels, self.model, layout, parts.attention)
         expert = traffic.expert(self.kernels, self.model, layout) if moe else Seconds()
         passes = parts.total + tensor + context + expert
@@ -195,11 +197,16 @@ class Estimator:
         return self._layers[key]
 
     def _sends(self, layout: Layout) -> float:
-        """Messages between stages that stay in view: all, or with overlap the first and last."""
+        """Messages between stages that stay in view: all, or with overlap the first and last.
+
+        Each chunk's turn costs a handing over in either case.
+        """
+        if layout.pp == 1:
+            return 0.0
         once = traffic.pipeline_send(self.kernels, self.model, layout)
-        if layout.vpp > 1 and layout.overlap.p2p:
-            return 2 * (layout.pp - 1) * once
-        return 2 * layout.num_microbatches * layout.vpp * once
+        turns = 2 * layout.num_microbatches * layout.vpp
+        seen = 2 * (layout.pp - 1) if layout.vpp > 1 and layout.overlap.p2p else turns
+        return seen * once + turns * self.hardware.tuning.handover
 
     def _end_of_step(self, layout: Layout, passes: Seconds) -> Breakdown:
         padded = self.model.padded_vocab_size(layout.tp)

@@ -7,8 +7,10 @@ context ranks, and so on; a group that spans more GPUs than a node has goes over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from toolkit.plan.activations import norm_share, tokens_per_rank
-from toolkit.plan.compute import Kernels, Seconds, routed_tokens
+from toolkit.plan.compute import Kernels, Linear, Seconds, routed_tokens
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import gradient_width, shards
 from toolkit.plan.parameters import Numel
@@ -25,39 +27,52 @@ def bandwidth(hardware: Hardware, span: int) -> float:
     return hardware.gpu.nvlink if inside_node(hardware, span) else hardware.network
 
 
-def contention(hardware: Hardware, span: int) -> float:
-    """What a second of hidden communication costs the kernels beside it, in seconds."""
-    tuning = hardware.tuning
-    near = inside_node(hardware, span)
-    return tuning.contention_nvlink if near else tuning.contention_network
+def tensor(
+    kernels: Kernels,
+    model: ModelShape,
+    layout: Layout,
+    pairs: Sequence[tuple[Linear, Linear]],
+) -> Seconds:
+    """Gathers before the first, and scatters behind the second, matrix of each of ``pairs``.
 
-
-def tensor(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: bool) -> Seconds:
-    """Gathers before, and scatters behind, the matrices of attention and of the MLP.
-
-    With ``tp_comm_overlap`` they run in TP chunks beside the matrices: the first chunk and a little
-    more stay in view. Without it the forward's are in view, and of the backward's those of the
-    output's gradient; the others run beside the other gradient's matrix in either case.
+    With ``tp_comm_overlap`` they run in TP chunks beside their own matrix: the first chunk stays in
+    view, and what the matrix has no room for. Without it the forward's are in view, and of the
+    backward's the gather of the output's gradient. The backward's others run beside the other
+    gradient's matrix in either case.
     """
     if layout.tp == 1:
         return Seconds()
     hardware = kernels.hardware
-    share = (layout.tp - 1) / layout.tp
-    elements = tokens_per_rank(layout) * model.hidden_size * share
+    elements = tokens_per_rank(layout) * model.hidden_size * (layout.tp - 1) / layout.tp
     rate = bandwidth(hardware, layout.tp)
-    wait = hardware.tuning.hop * (1 if layout.overlap.tp_comm else 2)
-    low = kernels.value if kernels.format == "bf16" else 1
-    gather = elements * low / rate
-    scatter = elements * kernels.value / rate
-    if not layout.sequence_parallel:
-        gather = scatter
-    pairs = 1 if moe else 2
-    hidden = pairs * (gather + scatter) * contention(hardware, layout.tp)
-    seen = 1.0
-    if layout.overlap.tp_comm:
-        seen = min(1.0, 1 / layout.tp + hardware.tuning.tp_exposed)
-    forward = pairs * (gather + scatter + wait) * seen
-    return Seconds(forward, pairs * (gather + wait) * seen + hidden)
+    low = kernels.value if kernels.format == "bf16" or not layout.sequence_parallel else 1
+    gather, scatter = elements * low / rate, elements * kernels.value / rate
+    ring = layout.overlap.tp_comm and layout.sequence_parallel
+    chunks = layout.tp if ring else 1
+    cost = hardware.tuning.contention
+    forward = backward = 0.0
+    for column, row in pairs:
+        forward += _chunked(gather, column.output, chunks, cost)
+        forward += _chunked(scatter, row.output, chunks, cost)
+        backward += _chunked(gather, row.of_input, chunks, cost)
+        backward += _over(gather, column.of_input, cost) + _over(scatter, column.of_weights, cost)
+        forward, backward = forward + 2 * hardware.tuning.hop, backward + hardware.tuning.hop
+    if ring:  # the parts that a ring brings are summed up by a kernel of its own
+        summed = kernels.streamed(2 * kernels.value * elements, 1)
+        forward += len(pairs) * summed
+    return Seconds(forward, backward)
+
+
+def _chunked(spent: float, room: float, chunks: int, cost: float) -> float:
+    """Of a ring in chunks beside a matrix, what is in view; of one chunk, all."""
+    if chunks == 1:
+        return spent
+    return max(spent / chunks, spent - room) + cost * min(spent, room)
+
+
+def _over(spent: float, room: float, cost: float) -> float:
+    """Of a message beside a matrix, what finds no room, and what it costs the matrix."""
+    return max(0.0, spent - room) + cost * min(spent, room)
 
 
 def context(kernels: Kernels, model: ModelShape, layout: Layout, attention: Seconds) -> Seconds:
@@ -128,7 +143,7 @@ def data(kernels: Kernels, layout: Layout, count: Numel, forward: float, backwar
     """
     if layout.fsdp is not None:
         once = _gather(kernels, layout, count), _reduce(kernels, layout, count)
-        hidden = (2 * once[0] + once[1]) * _contention(kernels.hardware, layout)
+        hidden = (2 * once[0] + once[1]) * kernels.hardware.tuning.contention
         late = _beside(once[0], forward) + _beside(once[0] + once[1], backward)
         return layout.num_microbatches * (late + hidden)
     times = min(layout.num_microbatches, layout.pp) if layout.vpp > 1 else 1
@@ -136,7 +151,7 @@ def data(kernels: Kernels, layout: Layout, count: Numel, forward: float, backwar
     if not layout.distributed_optimizer:
         reduce, gather = reduce + gather, 0.0  # one all-reduce
     spent = 0.0
-    cost = _contention(kernels.hardware, layout)
+    cost = kernels.hardware.tuning.contention
     spent += _beside(reduce, backward * times, cost) if layout.overlap.grad_reduce else reduce
     spent += _beside(gather, forward * times, cost) if layout.overlap.param_gather else gather
     return spent
@@ -145,10 +160,6 @@ def data(kernels: Kernels, layout: Layout, count: Numel, forward: float, backwar
 def _beside(spent: float, room: float, cost: float = 0.0) -> float:
     """What of ``spent`` stays in view beside ``room`` seconds of work, a tenth of it at least."""
     return max(spent - room, 0.1 * spent) + cost * min(spent, room)
-
-
-def _contention(hardware: Hardware, layout: Layout) -> float:
-    return contention(hardware, layout.world_size // layout.pp)
 
 
 def _reduce(kernels: Kernels, layout: Layout, count: Numel) -> float:
