@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import distributed
 
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.model import DTYPES
+from toolkit.megatron.transformer import DTYPES
 
 
 class NonFiniteGradient(Exception):

@@ -22,8 +22,9 @@ from toolkit.megatron.batches import Sharding
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.initialize import initialize_weights
 from toolkit.megatron.layout import Layout
-from toolkit.megatron.model import build_model, precision_on
+from toolkit.megatron.model import build_model
 from toolkit.megatron.optimizer import build_optimizer, build_scheduler
+from toolkit.megatron.transformer import precision_on
 
 
 @dataclass

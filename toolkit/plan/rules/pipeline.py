@@ -61,7 +61,7 @@ def pipeline_divides_the_layers(run: Run) -> Found:
 def interleaving_divides_the_layers_of_a_rank(run: Run) -> Found:
     """(layers / PP) % VPP."""
     layout, (total, words) = run.layout, _counted(run)
-    if _uneven(layout) or total % layout.pp:
+    if layout.pp == 1 or _uneven(layout) or total % layout.pp:
         return
     per_rank = total // layout.pp
     if per_rank % layout.vpp:
@@ -107,6 +107,8 @@ def uneven_stages_leave_layers_to_the_middle(run: Run) -> Found:
 def interleaving_divides_uneven_stages(run: Run) -> Found:
     """first % VPP, last % VPP, and the layers of each rank between % VPP."""
     layout, vpp = run.layout, run.layout.vpp
+    if layout.pp == 1:
+        return
     for key, layers in ((FIRST, layout.first_stage_layers), (LAST, layout.last_stage_layers)):
         if layers is not None and layers % vpp:
             near = nearest_multiples(layers, vpp)
