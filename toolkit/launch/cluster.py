@@ -18,6 +18,7 @@ from toolkit.pipeline.loading import read_extended
 from toolkit.pipeline.problems import problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
+from toolkit.plan.config import Planning
 from toolkit.quantities import Memory, Name, TimeLimit
 from toolkit.share import share
 from toolkit.stage import Resources, Settings
@@ -188,6 +189,10 @@ class Cluster(Settings):
         ge=5,
         description="A training step, with an evaluation and a save, takes no longer: else the"
         " ranks write their stacks to their logs, and end; null: they may take any time.",
+    )
+
+    planning: Planning = Field(
+        default=Planning(), description="For toolkit plan: prices, power, and measured constants."
     )
 
     @model_validator(mode="after")
