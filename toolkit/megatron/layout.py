@@ -33,6 +33,11 @@ class Layout:
     data_parallel_size: int
     num_microbatches: int
 
+    @property
+    def copies(self) -> int:
+        """Ranks that have the same weights: data times context parallelism."""
+        return self.data_parallel_size * self.context_parallel_size
+
 
 def layout_of(config: PretrainConfig, world_size: int) -> Layout:
     """The layout of ``config`` on ``world_size`` ranks.

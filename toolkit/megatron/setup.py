@@ -121,11 +121,15 @@ def _with_gradients(
     config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool
 ) -> DistributedDataParallel:
     """Wrap a chunk with the contiguous gradient buffers that are reduced over DP ranks."""
-    gpu = next(model.parameters()).is_cuda
+    parallel, gpu = config.parallel, next(model.parameters()).is_cuda
+    overlap = parallel.overlap_grad_reduce
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=gpu and layout.data_parallel_size > 1,
+        grad_reduce_in_fp32=config.grad_reduce_in_fp32,
+        overlap_grad_reduce=gpu and layout.copies > 1 if overlap is None else overlap,
+        overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=config.use_distributed_optimizer,
+        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
+        fp8_param_gather=config.fp8_param,
         check_for_nan_in_grad=False,  # our guard looks, and may skip the batch instead
     )
     return DistributedDataParallel(

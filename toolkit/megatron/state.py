@@ -60,6 +60,10 @@ def save(training: Training, progress: Progress, root: Path) -> Path:
     if distributed.get_rank() == 0:
         checkpoint.begin(root, progress.iteration)
     distributed.barrier()
+    if training.config.parallel.overlap_param_gather:
+        # What the last update changed would be gathered in the next forward pass.
+        for chunk in training.chunks:
+            chunk.start_param_sync(force_sync=True)
     folder = checkpoint.saving_folder(root, progress.iteration)
     _write(_state(training, progress, is_loading=False), folder)
     distributed.barrier()
@@ -182,7 +186,9 @@ def _set_weights(models: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
 
 def _state(training: Training, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
     """The whole state, sharded; ``is_loading`` makes room in the optimizer first."""
-    state = model_state(training.models, keep_extra_state=training.config.fp8 is not None)
+    state = model_state(
+        training.models, keep_extra_state=bool(training.config.fp8 or training.config.fp4)
+    )
     state["optimizer"] = training.optimizer.sharded_state_dict(
         dict(state), is_loading, metadata=sharding_metadata()
     )
