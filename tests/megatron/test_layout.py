@@ -109,6 +109,25 @@ def test_operations_of_a_known_model() -> None:
     assert flops_per_token(llama, 4096, 32000) == pytest.approx(6 * weights + attention)
 
 
+def test_operations_of_experts() -> None:
+    """Of Mixtral's eight experts a token goes through two: 12.9e9 weights with the attention's."""
+    mixtral = ModelConfig(
+        num_layers=32,
+        hidden_size=4096,
+        num_attention_heads=32,
+        num_query_groups=8,
+        ffn_hidden_size=14336,
+        num_moe_experts=8,
+    )
+    weights = 32 * (2.5 * 4096**2 + 2 * 3 * 4096 * 14336) + 4096 * 32000
+    attention = 6 * 32 * 4096 * 4096
+    assert flops_per_token(mixtral, 4096, 32000) == pytest.approx(6 * weights + attention)
+    every_second = mixtral.model_copy(update={"moe_layer_freq": 2})
+    less = 6 * 16 * 3 * 4096 * 14336
+    whole = flops_per_token(mixtral, 4096, 32000)
+    assert flops_per_token(every_second, 4096, 32000) == pytest.approx(whole - less)
+
+
 def test_the_peak_of_known_gpus() -> None:
     assert peak_tflops("NVIDIA H100 80GB HBM3") == 989
     assert peak_tflops("NVIDIA H100 PCIe", fp8=True) == 1512

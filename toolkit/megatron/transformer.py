@@ -62,7 +62,7 @@ def transformer_config(
     return TransformerConfig(
         **_shape(model),
         **_layout(parallel, gpu),
-        **_experts(model, parallel),
+        **_experts(model, parallel, gpu),
         **_recompute(numerics),
         **_low_precision(numerics),
         **_kernels(model, parallel, gpu),
@@ -155,12 +155,16 @@ def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
     }
 
 
-def _experts(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+def _experts(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
     """The mixture of experts; nothing in a dense model."""
     if model.num_moe_experts is None:
         return {}
     names = (*ExpertSettings.model_fields, *MOE_KERNELS)
     found = {name: getattr(model if name in MODEL else parallel, name) for name in names}
+    if not gpu and parallel.expert_tensor_size > 1:
+        # Ranks that share an expert gather their tokens, as many as each has; gloo gathers only
+        # tensors of one size, which this dispatcher's are. The results are the same.
+        found["moe_token_dispatcher_type"] = "allgather"
     return found | {"moe_ffn_hidden_size": model.expert_ffn_size}
 
 
