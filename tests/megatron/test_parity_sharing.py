@@ -1,5 +1,6 @@
 """Sequences, experts and layers shared in every way that a CPU can: the losses stay the same."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def parallel(**degrees: Any) -> dict[str, Any]:
     return {"parallel": {short.get(name, name): size for name, size in degrees.items()}}
 
 
+EINOPS = find_spec("einops") is not None
 MODELS = {"llama": LLAMA, "gpt2": GPT2, "experts": EXPERTS}
 LAYOUTS: dict[tuple[str, str], dict[str, Any]] = {
     ("llama", "sequence"): parallel(tensor=2, sequence_parallel=True),
@@ -88,7 +90,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[tupl
         return make_stage(root / f"{model}-{name}", dataset, MODELS[model], **settings)
 
     found = {(model, ""): make(model, "alone", {}) for model in MODELS}
-    found |= {(m, name): make(m, name, settings) for (m, name), settings in LAYOUTS.items()}
+    for (model, name), settings in LAYOUTS.items():
+        if name != "optimizer-instances" or EINOPS:
+            found[model, name] = make(model, name, settings)
     for world_size in (1, 2, 4):
         group = [s for s in found.values() if s.config.world_size() == world_size]
         succeeded(run_stages(group), group[0])
@@ -99,6 +103,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[tupl
 def test_the_losses_are_those_of_one_rank(
     stages: dict[tuple[str, str], Stage], model: str, name: str
 ) -> None:
+    if (model, name) not in stages:
+        pytest.skip("megatron-core needs einops for it, which is not installed")
     alone, split = stages[model, ""], stages[model, name]
     assert len(alone.rows("loss")) == ITERATIONS
     assert alone.rows("loss")[-1] < alone.rows("loss")[0] - 0.05

@@ -57,6 +57,15 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     assert problems(tmp_path, "stages.base.split='9,1'", "stages.base.data=corpus") == []
 
 
+@pytest.mark.parametrize(("data", "refused"), [("rows", True), ("mix", True), ("corpus", False)])
+def test_rows_that_context_parallelism_would_cut(tmp_path: Path, data: str, refused: bool) -> None:
+    cut = "stages.base.parallel={context_parallel_size: 2}"
+    found = problems(tmp_path, cut, f"stages.base.data={data}")
+    keys = {key for key, _, _ in found}
+    assert keys == ({"stages.base.parallel.context_parallel_size"} if refused else set())
+    assert all("hold several examples" in message for _, message, _ in found)
+
+
 def test_a_cycle_and_nonsense_end(tmp_path: Path) -> None:
     stages = {
         "a": {"kind": "blend", "data": ["b", 3, ["c"]]},

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError, Problem
 from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
+from toolkit.launch.machine import machine_of
 from toolkit.launch.render import RenderedJob
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
@@ -30,7 +31,7 @@ def load_for(
     """
 
     def check(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
-        yield from stage_problems(name, config, source)
+        yield from stage_problems(name, config, source, machine_of(cluster))
         for key, message in resource_problems(config, cluster):
             yield source.problem(("stages", name, "resources", key), message)
 

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.version import InvalidVersion
+from packaging.version import Version as Parsed
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from toolkit.errors import ConfigError, Problem, ToolkitError
@@ -61,6 +63,15 @@ def _valid_option(text: str) -> str:
     return text
 
 
+def _valid_version(text: str) -> str:
+    try:
+        Parsed(text)
+    except InvalidVersion:
+        raise ValueError("must be a version in quotes, such as '2.8.0' or '12.9'") from None
+    return text
+
+
+Version = Annotated[str, AfterValidator(_valid_version)]
 Variable = Annotated[str, AfterValidator(_valid_variable)]
 Line = Annotated[str, AfterValidator(_valid_line)]
 Option = Annotated[str, AfterValidator(_valid_option)]
@@ -115,6 +126,16 @@ class Container(Settings):
         return self
 
 
+class Software(Settings):
+    """What the image has, or the nodes where no container is used; for ``toolkit check`` alone."""
+
+    transformer_engine: Version | None = Field(
+        default=None, description="TransformerEngine's version: FP8 recipes need a new one."
+    )
+    cuda: Version | None = Field(default=None, description="CUDA's version: 12.9.")
+    torch: Version | None = Field(default=None, description="PyTorch's version.")
+
+
 class Cluster(Settings):
     """A Slurm cluster, and how jobs are sent to it."""
 
@@ -154,6 +175,9 @@ class Cluster(Settings):
     container: Container = Field(default=Container(), description="What the ranks run in.")
     modules: list[Name] = Field(default=[], description="Environment modules to load.")
     prolog: list[Line] = Field(default=[], description="Lines of bash to run before the ranks.")
+    software: Software = Field(
+        default=Software(), description="Versions that FP8 and fused kernels depend on."
+    )
     environment: dict[Variable, str | int] = Field(
         default={}, description="Of every rank; wins over the network's preset."
     )

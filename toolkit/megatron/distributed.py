@@ -6,12 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import distributed
 
+from toolkit.errors import ToolkitError
 from toolkit.megatron import cpu
 from toolkit.megatron.config import ParallelConfig
 
@@ -55,7 +57,17 @@ def initialize_groups(parallel: ParallelConfig, minutes: int, *, gloo: bool = Tr
         parallel: the layout.
         minutes: how long a collective may wait.
         gloo: whether to make groups on the host's memory beside those on the GPUs.
+
+    Raises:
+        ToolkitError: megatron-core orders groups of groups with einops, which is not installed.
     """
+    nested = parallel.num_distributed_optimizer_instances > 1
+    if (nested or parallel.hierarchical_context_parallel_sizes) and not find_spec("einops"):
+        raise ToolkitError(
+            "num_distributed_optimizer_instances and hierarchical_context_parallel_sizes need the"
+            " package einops, which is not installed here",
+            hint="pip install einops",
+        )
     names = (
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",

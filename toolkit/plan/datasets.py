@@ -42,6 +42,12 @@ def dataset_problems(
                 f"the rows that {name!r} (pack) makes have {length} tokens, and seq_length is"
                 f" {config.sequence} here; make them one number",
             )
+        if stage.get("kind") == "pack" and config.parallel.context_parallel_size > 1:
+            yield (
+                "parallel.context_parallel_size",
+                f"cuts every row, and the rows that {name!r} (pack) makes hold several examples;"
+                " leave one of the two out",
+            )
         if stage.get("kind") == "split" and config.split != DEFAULT_SPLIT:
             yield (
                 "split",

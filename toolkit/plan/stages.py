@@ -64,7 +64,7 @@ def stage_problems(
             place = (*prefix, *found.key.split("."))
             yield source.problem(place, found.message, f"rule {found.rule}: {found.source}")
         for key, message in dataset_problems(config, source.data["stages"]):
-            yield source.problem((*prefix, key), message)
+            yield source.problem((*prefix, *key.split(".")), message)
     elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
         message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
         yield source.problem((*prefix, "resources"), message)
