@@ -68,7 +68,7 @@ def plan_command(
 def _scaling(folders: list[Path | None]) -> None:
     from toolkit.plan.measured import read_measured
     from toolkit.plan.scaling import fit_law
-    from toolkit.view_plan import show_scaling
+    from toolkit.view_runs import show_scaling
 
     given = [folder for folder in folders if folder is not None]
     if not given:
@@ -80,7 +80,7 @@ def _scaling(folders: list[Path | None]) -> None:
 def _calibrate(folder: Path, cluster: str) -> None:
     from toolkit.launch.sizing import cluster_hardware
     from toolkit.plan.measured import calibrate, read_measured
-    from toolkit.view_plan import show_calibration
+    from toolkit.view_runs import show_calibration
 
     hardware = cluster_hardware(cluster)[0]
     show_calibration(console(), [calibrate(each, hardware) for each in read_measured(folder)])

@@ -91,6 +91,11 @@ def test_the_search(files: tuple[str, str]) -> None:
     assert "TP4 PP8 VPP5 DP2, MBS 1" in out
     assert "would be faster, and needs" in out
     assert "% uneven stages" in out
+    settings = out.partition("the first, in the file: ")[2].strip()
+    again = yaml.safe_load("{" + settings + "}")
+    base = yaml.safe_load(PIPELINE)["stages"]["base"]
+    assert PretrainConfig.model_validate(base | again | {"model": PETITE})
+    assert again["parallel"]["tensor_model_parallel_size"] == 4
 
 
 def test_other_gpus_than_the_file_asks(files: tuple[str, str]) -> None:

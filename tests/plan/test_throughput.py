@@ -8,37 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.plan.plan_shapes import FP8, H100, preset, published
+from tests.plan.plan_shapes import FP8, H100, PRESETS, preset, published
+from tests.plan.published_rows import BF16, DELAYED, EXPERTS, LLAMA_3, NEWEST, OF_2024
 from toolkit.megatron.config import ModelConfig
 from toolkit.megatron.flops import flops_per_token as trained_flops
+from toolkit.pipeline.source import read_yaml
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import GPUS, Hardware, find_gpu
 from toolkit.plan.shape import Layout, ModelShape, Precision, Recompute
 from toolkit.plan.throughput import Estimate, Estimator
-
-FSDP_8B = published(8, 128, 8192, fsdp="megatron", recompute=Recompute("full", "block", 5))
-ENDS = {"account_for_embedding": True, "account_for_loss": True}
-
-# docs/performance-summary-archive.md of NVIDIA-NeMo/Megatron-Bridge: containers 25.11 to 26.06.
-NEWEST = [
-    ("llama-3-8b", FSDP_8B, 14451, 14451),
-    ("llama-3-70b", published(64, 256, 8192, 4, 8, vpp=5), 1621, 1664),
-    ("llama-3-70b", published(64, 128, 8192, 4, 8, vpp=5), 1602, 1619),
-    ("llama-3.1-405b", published(1024, 1536, 8192, 8, 8, 2, 8, **ENDS), 311, 328),
-    ("llama-3.1-405b", published(1024, 512, 8192, 8, 8, 2, 8, **ENDS), 292, 302),
-]
-# docs/source/performance/performance_summary.md of NVIDIA/NeMo: container 24.07.
-OF_2024 = [
-    ("gpt3-175b", published(128, 256, 2048, 4, 8, vpp=6), 716),
-    ("gpt3-175b", published(512, 2048, 2048, 4, 8, vpp=6, micro_batch_size=2), 825),
-    ("llama-2-7b", published(8, 128, 4096), 16934),
-    ("llama-2-13b", published(16, 128, 4096, 1, 4, vpp=10), 8715),
-    ("llama-2-70b", published(64, 128, 4096, 4, 4, vpp=20), 1728),
-    ("llama-3-8b", published(8, 128, 8192, cp=2), 12273),
-    ("llama-3-70b", published(64, 128, 8192, 4, 4, 2, 5), 1524),
-]
-DELAYED = replace(FP8, fp8_recipe="delayed")
-BF16 = Precision(grad_reduce_in_fp32=False)
 
 
 def estimate(
@@ -61,11 +39,14 @@ def test_the_rows_of_2024_within_15_per_cent(name: str, layout: Layout, tokens: 
     assert found == pytest.approx(tokens, rel=0.15)
 
 
-@pytest.mark.parametrize(("ranks", "batch", "tflops"), [(16384, 2048, 400), (8192, 2048, 430)])
-def test_llama_3_in_bf16_which_was_not_fitted(ranks: int, batch: int, tflops: float) -> None:
-    """arXiv:2407.21783, table 4: TP8 CP1 PP16. Its interleaving is not told: 4 parts are taken."""
-    layout = published(ranks, batch, 8192, 8, 16, vpp=4, **ENDS)
-    assert estimate("llama-3.1-405b", layout, BF16).tflops_per_gpu == pytest.approx(tflops, rel=0.2)
+@pytest.mark.parametrize(("name", "layout", "tflops"), LLAMA_3)
+def test_llama_3_in_bf16_which_was_not_fitted(name: str, layout: Layout, tflops: float) -> None:
+    assert estimate(name, layout, BF16).tflops_per_gpu == pytest.approx(tflops, rel=0.2)
+
+
+@pytest.mark.parametrize(("name", "layout", "tokens"), EXPERTS)
+def test_experts_within_a_third(name: str, layout: Layout, tokens: float) -> None:
+    assert estimate(name, layout).tokens_per_second_per_gpu == pytest.approx(tokens, rel=0.33)
 
 
 def test_the_spent_seconds_are_the_step() -> None:
@@ -127,11 +108,13 @@ def test_operations_are_those_that_training_counts(seq_length: int) -> None:
 
 
 def test_experts_count_by_what_a_token_meets() -> None:
-    """Llama-like layers with 2 of 8 experts: as many operations as one MLP of twice the width."""
+    """2 of 8 experts: as many operations as one MLP of twice the width; as training counts them."""
     mixtral = preset("mixtral-8x7b")
     wide = preset("mixtral-8x7b", num_moe_experts=None, moe_layers=(), ffn_hidden_size=2 * 14336)
-    router = 6 * 32 * 4096 * 8
-    assert flops_per_token(mixtral, 4096, 32000) == flops_per_token(wide, 4096, 32000) + router
+    counted = flops_per_token(mixtral, 4096, 32000)
+    assert counted == flops_per_token(wide, 4096, 32000)
+    settings = read_yaml(PRESETS / "mixtral-8x7b.yaml").data
+    assert counted == trained_flops(ModelConfig.model_validate(settings), 4096, 32000)
 
 
 def test_gpus_by_the_names_that_machines_give() -> None:

@@ -112,7 +112,8 @@ def _stage(
     if not question.search:
         return StageAnswer(name, hardware, wrong, sizing, None)
     started = time.perf_counter()
-    found = search(run, Estimator(run.model, run.precision, hardware))
+    shards = "fsdp" in type(config.parallel).model_fields
+    found = search(run, Estimator(run.model, run.precision, hardware), fsdp=shards)
     seconds = time.perf_counter() - started
     if sizing is None and found.best:
         best = replace(run, layout=found.best[0].layout)

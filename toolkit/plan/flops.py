@@ -13,14 +13,14 @@ def attention_projections(model: ModelShape) -> int:
 
 
 def mlp_weights(model: ModelShape, *, moe: bool) -> int:
-    """Weights of a layer's MLP that one token meets: the router's choice of experts, if any."""
+    """Weights of a layer's MLP that one token meets: the router's choice of experts, if any; the
+    router itself is left out, as Megatron leaves it."""
     matrices = 3 if model.gated_linear_unit else 2
     if not moe:
         return matrices * model.hidden_size * model.ffn_hidden_size
-    assert model.num_moe_experts is not None
     inner = model.moe_router_topk * model.moe_ffn_hidden_size
     inner += model.moe_shared_expert_intermediate_size or 0
-    return model.hidden_size * (matrices * inner + model.num_moe_experts)
+    return model.hidden_size * matrices * inner
 
 
 def flops_per_token(model: ModelShape, seq_length: int, vocab_size: int) -> float:

@@ -260,3 +260,38 @@ def why_slower(other: Estimate, best: Estimate) -> str:
     gains = sorted(c for c in changes if c[0] < -0.0005 * step)[:1]
     told = [f"{change / step:+.1%} {LABELS[name]}" for change, name in losses + gains]
     return ", ".join(told) if told else "as fast, and takes more memory"
+
+
+SETTINGS = {
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "virtual_pipeline_model_parallel_size": "vpp",
+    "context_parallel_size": "cp",
+    "expert_model_parallel_size": "ep",
+    "account_for_embedding_in_pipeline_split": "account_for_embedding",
+    "account_for_loss_in_pipeline_split": "account_for_loss",
+    "sequence_parallel": "sequence_parallel",
+    "fsdp": "fsdp",
+}
+"""By the names of a stage's ``parallel``, what a layout calls them."""
+
+
+def settings_of(layout: Layout) -> dict[str, object]:
+    """A layout as a pretrain stage's settings; those at their defaults are left out."""
+    plain = Layout()
+    parallel = {
+        name: getattr(layout, field)
+        for name, field in SETTINGS.items()
+        if getattr(layout, field) != getattr(plain, field)
+    }
+    if layout.ep > 1 and layout.expert_tp != layout.tp:
+        parallel["expert_tensor_parallel_size"] = layout.expert_tp
+    found: dict[str, object] = {"micro_batch_size": layout.micro_batch_size, "parallel": parallel}
+    recompute = layout.recompute
+    if recompute.granularity is not None:
+        found["recompute_granularity"] = recompute.granularity
+        found |= {"recompute_modules": list(recompute.modules)} if recompute.modules else {}
+    if recompute.granularity == "full":
+        found["recompute_method"] = recompute.method
+        found["recompute_num_layers"] = recompute.num_layers
+    return found

@@ -1,0 +1,61 @@
+"""Speed by ``toolkit plan`` beside what was published for DGX H100s, row by row.
+
+    python -m benchmarks.speed
+
+Run it after a change of ``toolkit/plan/hardware.py``: what comes nearer to one row may leave
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.plan.plan_shapes import FP8, H100, preset
+from tests.plan.published_rows import BF16, DELAYED, EXPERTS, LLAMA_3, LONG, NEWEST, OF_2024
+from toolkit.plan.flops import flops_per_token
+from toolkit.plan.shape import Layout, Precision
+from toolkit.plan.throughput import Estimator
+from toolkit.view_plan import layout_text
+
+Row = tuple[str, str, Layout, Precision, float]
+
+
+def rows() -> Iterator[Row]:
+    """What was run, in which layout and precision, and its tokens a second and GPU."""
+    for name, layout, low, high in NEWEST:
+        yield "2025-26, FP8", name, layout, FP8, (low + high) / 2
+    for name, layout, tokens in OF_2024:
+        yield "2024, FP8", name, layout, DELAYED, tokens
+    for name, layout, tokens in LONG:
+        yield "2024, FP8, long", name, layout, DELAYED, tokens
+    for name, layout, tflops in LLAMA_3:
+        counted = flops_per_token(preset(name), layout.seq_length, 128256)
+        yield "2024, BF16", name, layout, BF16, tflops * 1e12 / counted
+    for name, layout, tokens in EXPERTS:
+        yield "2026, FP8, experts", name, layout, FP8, tokens
+
+
+def main() -> None:
+    """Print the table."""
+    table = Table("published", "model", "GPUs", "layout", "tokens/s/GPU", "estimate", "off")
+    for source, name, layout, precision, tokens in rows():
+        estimate = Estimator(preset(name), precision, H100).estimate(layout)
+        found = estimate.tokens_per_second_per_gpu
+        shown = f"{layout_text(layout)}, {layout.seq_length // 1024}k"
+        table.add_row(
+            source,
+            name,
+            str(layout.world_size),
+            shown,
+            f"{tokens:,.0f}",
+            f"{found:,.0f}",
+            f"{found / tokens - 1:+.1%}",
+        )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
