@@ -12,7 +12,7 @@ from tests.plan.plan_shapes import FP8, preset
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.activations import chunks_in_flight, layer_bytes
 from toolkit.plan.describe import run_of
-from toolkit.plan.memory import StageMemory, largest, memory_by_stage
+from toolkit.plan.memory import StageMemory, largest, memory_by_stage, with_padding
 from toolkit.plan.shape import Layout, ModelShape, Precision, Recompute
 
 MIB = 2**20
@@ -275,8 +275,14 @@ class Bytes:
     """Of one rank's tensors."""
 
     weights: int = 0
+    padded: int = 0
+    """The buffers that the distributed optimizer keeps the weights in."""
+    added_up: int = 0
+    """Gradients, tensor by tensor."""
     gradients: int = 0
+    """The buffers that they are in."""
     optimizer: int = 0
+    """Adam's two states."""
 
 
 def built(config: PretrainConfig, rank: int, world_size: int) -> tuple[int, Bytes]:
@@ -292,9 +298,12 @@ def built(config: PretrainConfig, rank: int, world_size: int) -> tuple[int, Byte
         layout = layout_of(config, world_size)
         training = build_training(config, layout, torch.device("cpu"), 1000, 1)
         for chunk in training.chunks:
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+                found.gradients += buffer.grad_data.nbytes
+                found.padded += 0 if buffer.param_data is None else buffer.param_data.nbytes
             for weight in chunk.parameters():
                 found.weights += weight.nbytes
-                found.gradients += weight.main_grad.nbytes
+                found.added_up += weight.main_grad.nbytes
         for part in training.optimizer.chained_optimizers:
             for states in part.optimizer.state.values():
                 found.optimizer += states["exp_avg"].nbytes + states["exp_avg_sq"].nbytes
@@ -320,17 +329,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_exactly_the_tensors_of_real_ranks(case: Case, no_network: None) -> None:
-    """Weights and gradients of every rank; Adam's two states of all ranks of a stage together,
-    since the padding between weights falls to one or the other."""
+    """Of every rank the weights and gradients, tensor by tensor; of the fullest one of a stage all
+    there is, with the padding of the buffers."""
     config = case.config()
     run = run_of(config, case.ranks, 1000)
-    planned = memory_by_stage(run.model, run.layout, run.precision)
-    states: dict[int, list[int]] = defaultdict(list)
+    whole = (run.model, run.layout, run.precision)
+    planned = memory_by_stage(*whole)
+    found: dict[int, list[Bytes]] = defaultdict(list)
     for rank in range(case.ranks):
         stage, actual = built(config, rank, case.ranks)
-        assert planned[stage].weights == actual.weights
-        assert planned[stage].parameters == actual.weights // 4
-        assert planned[stage].gradients == actual.gradients
-        states[stage].append(actual.optimizer)
-    for stage, found in states.items():
-        assert planned[stage].optimizer * len(found) == pytest.approx(sum(found), rel=1e-12)
+        assert planned[stage].weights == planned[stage].gradients == actual.weights
+        assert planned[stage].parameters * 4 == actual.added_up
+        found[stage].append(actual)
+    assert set(found) == set(range(case.pp))
+    for stage, ranks in found.items():
+        padded = with_padding(planned[stage], *whole)
+        kept = sum(actual.optimizer for actual in ranks)
+        assert planned[stage].optimizer * len(ranks) == pytest.approx(kept, rel=1e-12)
+        assert padded.optimizer == max(actual.optimizer for actual in ranks)
+        assert padded.gradients == ranks[0].gradients
+        assert padded.weights == (ranks[0].padded or ranks[0].weights)

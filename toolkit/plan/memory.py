@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolkit.plan.activations import (
     BYTES,
@@ -18,6 +18,7 @@ from toolkit.plan.activations import (
     norm_share,
     tokens_per_rank,
 )
+from toolkit.plan.buffers import buffers
 from toolkit.plan.parameters import (
     Numel,
     embedding_weights,
@@ -66,9 +67,31 @@ class StageMemory:
 def memory_by_stage(
     model: ModelShape, layout: Layout, precision: Precision, stages: Sequence[int] | None = None
 ) -> list[StageMemory]:
-    """The memory of one rank of each pipeline stage, or of the given ones alone."""
+    """The memory of one rank of each pipeline stage, or of the given ones alone.
+
+    Shards are taken to be equal, and padding for nothing; see ``with_padding``.
+    """
     chosen = range(layout.pp) if stages is None else stages
     return [stage_memory(model, layout, precision, stage) for stage in chosen]
+
+
+def with_padding(
+    stage: StageMemory, model: ModelShape, layout: Layout, precision: Precision
+) -> StageMemory:
+    """The same of the stage's fullest rank, to the byte: with the padding of Megatron's buffers.
+
+    With FSDP, which has others, it is left as it is.
+    """
+    if layout.fsdp is not None:
+        return stage
+    found = buffers(model, layout, stage.stage, model.padded_vocab_size(layout.tp))
+    shard = found.fullest_shard if layout.distributed_optimizer else stage.parameters
+    return replace(
+        stage,
+        weights=BYTES[precision.weights] * found.numel,
+        gradients=gradient_width(precision) * found.numel,
+        optimizer=optimizer_width(precision) * shard,
+    )
 
 
 def largest(stages: Sequence[StageMemory]) -> StageMemory:

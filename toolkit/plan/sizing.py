@@ -8,7 +8,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan.config import Planning
 from toolkit.plan.cost import Cost, cost_of
 from toolkit.plan.hardware import GIGA, NETWORK, NETWORK_SHARE, Hardware, find_gpu
-from toolkit.plan.memory import StageMemory, largest, memory_by_stage
+from toolkit.plan.memory import StageMemory, largest, memory_by_stage, with_padding
 from toolkit.plan.parameters import active_parameter_count, parameter_count
 from toolkit.plan.shape import Run
 from toolkit.plan.throughput import Estimate, Estimator
@@ -60,13 +60,14 @@ def hardware_of(
 
 def size_run(run: Run, hardware: Hardware, tokens: int, planning: Planning) -> Sizing:
     """Memory, speed and cost of a run that the rules accept."""
+    whole = (run.model, run.layout, run.precision)
     estimate = Estimator(run.model, run.precision, hardware).estimate(run.layout)
     return Sizing(
         run=run,
         hardware=hardware,
         parameters=parameter_count(run.model),
         active_parameters=active_parameter_count(run.model),
-        memory=tuple(memory_by_stage(run.model, run.layout, run.precision)),
+        memory=tuple(with_padding(stage, *whole) for stage in memory_by_stage(*whole)),
         estimate=estimate,
         cost=cost_of(estimate, tokens, hardware.gpu, planning),
     )
