@@ -102,11 +102,17 @@ def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:
             table.add_row("  ...")
         share = stage.total / hardware.gpu.memory
         style = "red" if share > 1 else ""
-        parts = [f"{getattr(stage, field) / GIB:.1f}" for field, _, _ in PARTS]
-        total = Text(f"{stage.total / GIB:.1f}", style=style)
+        parts = [_gib(getattr(stage, field)) for field, _, _ in PARTS]
+        total = Text(_gib(stage.total), style=style)
         of_gpu = Text(f"{share:.0%}", style=style)
         table.add_row(f"  stage {stage.stage}", f"{stage.parameters:,}", *parts, total, of_gpu)
     return table
+
+
+def _gib(count: float) -> str:
+    """``17.9``; of a small model ``0.0034``."""
+    size = count / GIB
+    return f"{size:,.1f}" if size >= 0.1 or not size else f"{size:.2g}"
 
 
 def _telling(stages: Sequence[StageMemory]) -> list[StageMemory]:
@@ -150,14 +156,14 @@ def _speed_table(sizing: Sizing) -> Table:
         ("model TFLOP/s", f"{estimate.tflops_per_gpu:,.0f} a GPU, MFU {estimate.mfu:.1%}"),
         (
             "training",
-            f"{count_text(cost.tokens)} tokens: {cost.steps:,} steps, {_days(cost.days)},"
-            f" {cost.gpu_hours:,.0f} GPU-hours",
+            f"{count_text(cost.tokens)} tokens: {cost.steps:,} steps, {_time(cost.days)},"
+            f" {_short(cost.gpu_hours)} GPU-hours",
         ),
     ]
     if cost.price is not None:
-        rows.append(("cost", f"{cost.price:,.0f} {cost.currency}"))
+        rows.append(("cost", f"{_short(cost.price)} {cost.currency}"))
     what = "" if cost.whole_node else ", the GPUs alone"
-    rows.append(("energy", f"{cost.megawatt_hours:,.1f} MWh at {cost.watts:,.0f} W a GPU{what}"))
+    rows.append(("energy", f"{_short(cost.megawatt_hours)} MWh at {cost.watts:,.0f} W a GPU{what}"))
     for number, best in enumerate(optima(_flops(sizing))):
         told = f"{count_text(best.parameters)} on {count_text(best.tokens)} tokens ({best.name})"
         rows.append(("optimal" if number == 0 else "", told))
@@ -182,8 +188,15 @@ def _spent(sizing: Sizing) -> str:
     )
 
 
-def _days(days: float) -> str:
-    return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} hours"
+def _time(days: float) -> str:
+    if days >= 1:
+        return f"{days:,.1f} days"
+    hours = days * 24
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 3600:.3g} s"
+
+
+def _short(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
 def count_text(count: float) -> str:
