@@ -86,6 +86,22 @@ def test_what_does_not_fit_says_so(files: tuple[str, str]) -> None:
     assert "does not fit" in out
 
 
+def test_check_warns_of_what_will_not_fit(
+    files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.launch.slurm.here", lambda: False)
+
+    def warned(*overrides: str) -> str:
+        command = ["check", files[0], "--cluster", files[1], *overrides]
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "needs about" not in warned()
+    layout = "{tensor_model_parallel_size: 4, sequence_parallel: true}"
+    assert "base: its fullest rank needs about" in warned(f"stages.base.parallel={layout}")
+
+
 def test_the_search(files: tuple[str, str]) -> None:
     out = said(files[0], "--cluster", files[1], "--search")
     assert "TP4 PP8 VPP5 DP2, MBS 1" in out

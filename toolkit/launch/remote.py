@@ -15,6 +15,7 @@ from toolkit.launch.check import load_for, mount_warnings, refusals
 from toolkit.launch.cluster import Cluster, load_cluster
 from toolkit.launch.code import Code, find_code
 from toolkit.launch.render import RenderedJob, Target, render_job
+from toolkit.launch.sizing import memory_warnings
 from toolkit.launch.spec import run_specs
 from toolkit.launch.submissions import Submission, active_jobs, begin, read_submissions, send
 from toolkit.pipeline.loading import Loaded
@@ -100,7 +101,7 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     refused = refusals([render_job(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
-    notes = mount_warnings(cluster)
+    notes = mount_warnings(cluster) + memory_warnings(loaded, cluster)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes

@@ -16,6 +16,7 @@ from toolkit.plan.describe import run_of
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.layout import violations
 from toolkit.plan.machine import capability_of
+from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.search import Found, search
 from toolkit.plan.shape import Machine, Run
 from toolkit.plan.sizing import Sizing, hardware_of, size_run
@@ -59,9 +60,36 @@ def cluster_hardware(name: str) -> tuple[Hardware, Cluster, Source]:
         ToolkitError: it names no GPUs, or some that there are no constants for.
     """
     cluster, source = load_cluster(name)
+    return _hardware(cluster), cluster, source
+
+
+def _hardware(cluster: Cluster) -> Hardware:
     node = cluster.node
-    hardware = hardware_of(node.gpu_type, node.gpus, cluster.network, cluster.planning)
-    return hardware, cluster, source
+    return hardware_of(node.gpu_type, node.gpus, cluster.network, cluster.planning)
+
+
+def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
+    """The pretraining stages whose fullest rank needs more than a GPU of the cluster has.
+
+    Where the GPUs or the vocabulary are not known, nothing is said: nobody asked for a plan.
+    """
+    found = []
+    for name, config in loaded.pipeline.stages.items():
+        if not isinstance(config, PretrainConfig):
+            continue
+        try:
+            hardware = _hardware(cluster)
+            run = _run(loaded, name, config, hardware)
+        except ToolkitError:
+            continue
+        needed = largest(memory_by_stage(run.model, run.layout, run.precision)).total
+        if needed > hardware.gpu.memory:
+            found.append(
+                f"{name}: its fullest rank needs about {needed / GIB:.0f} GiB of the"
+                f" {hardware.gpu.memory / GIB:.0f} that a {hardware.gpu.name} has;"
+                " toolkit plan --search finds layouts that fit"
+            )
+    return found
 
 
 def answer(question: Question) -> Iterator[StageAnswer]:
@@ -104,7 +132,7 @@ def _stage(
     hardware: Hardware,
     cluster: Cluster,
 ) -> StageAnswer:
-    run = _run(question, loaded, name, config, hardware)
+    run = _run(loaded, name, config, hardware, question.gpus)
     wrong = tuple(f"{v.key}: {v.message}" for v in violations(run))
     step = config.global_batch_size * config.sequence
     tokens = question.tokens or config.train_iters * step
@@ -122,15 +150,19 @@ def _stage(
 
 
 def _run(
-    question: Question, loaded: Loaded, name: str, config: PretrainConfig, hardware: Hardware
+    loaded: Loaded,
+    name: str,
+    config: PretrainConfig,
+    hardware: Hardware,
+    gpus: int | None = None,
 ) -> Run:
     vocabulary = vocab_size(loaded, name) or config.model.vocab_size
     if vocabulary is None:
         raise ToolkitError(
             f"{name}: the vocabulary's size is not known: no stage here makes its tokenizer",
-            where=str(question.file),
+            where=str(loaded.pipeline.file),
             hint=f"stages.{name}.model.vocab_size=128256, as the tokenizer has",
         )
     gpu = hardware.gpu.name
     machine = Machine(gpu=gpu, capability=capability_of(gpu), gpus_per_node=hardware.gpus_per_node)
-    return run_of(config, question.gpus or config.world_size(), vocabulary, machine)
+    return run_of(config, gpus or config.world_size(), vocabulary, machine)
