@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from toolkit.errors import StageError, ToolkitError
 from toolkit.megatron import checkpoint
 from toolkit.megatron.model import accepted
+from toolkit.megatron.optimizer_state import in_form
 from toolkit.megatron.setup import Training
 from toolkit.megatron.sharding import sharding_metadata
 
@@ -131,7 +132,7 @@ def load(training: Training, root: Path, iteration: int) -> Progress:
         logger.info("another layout than the checkpoint's: dropout's random states start anew")
     loaded = _readable(dist_checkpointing.load, state, str(folder))
     _set_weights(training.models, loaded)
-    training.optimizer.load_state_dict(loaded["optimizer"])
+    training.optimizer.load_state_dict(in_form(loaded["optimizer"], training.optimizer))
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same:
         _set_rng_state(loaded["rng_state"], training.device)
