@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ExitCode, ToolkitError
 from toolkit.verbs import console, verb
 
 plan = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -102,12 +102,16 @@ def _plan(
     budget = parse_tokens(tokens) if tokens is not None else None
     question = Question(file, overrides, cluster, gpus=gpus, tokens=budget, search=search)
     terminal: Any = console()
+    refused = False
     for number, stage in enumerate(answer(question)):
         if number:
             terminal.print()
         for violation in stage.violations:
-            typer.secho(f"! {violation}", err=True, fg=typer.colors.YELLOW)
+            typer.secho(f"! {stage.name}: {violation}", err=True, fg=typer.colors.YELLOW)
+        refused = refused or stage.sizing is None
         if stage.sizing is not None:
             show_sizing(terminal, stage.name, stage.sizing)
         if stage.found is not None:
             show_search(terminal, stage.found, stage.hardware, stage.search_seconds)
+    if refused:
+        raise typer.Exit(ExitCode.USER_ERROR)

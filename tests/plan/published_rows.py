@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from tests.plan.plan_shapes import FP8, published
-from toolkit.plan.shape import MoeKernels, Precision, Recompute
+from tests.plan.plan_shapes import FP8, preset, published
+from toolkit.plan.hardware import GPUS, NETWORK_SHARE, Hardware
+from toolkit.plan.shape import Layout, ModelShape, MoeKernels, Precision, Recompute
 
 FSDP_8B = published(8, 128, 8192, fsdp="megatron", recompute=Recompute("full", "block", 5))
 ENDS = {"account_for_embedding": True, "account_for_loss": True}
@@ -61,3 +62,45 @@ LLAMA_3 = [
     ("llama-3.1-405b", published(16384, 2048, 8192, 8, 16, vpp=4, **ENDS), 400),
     ("llama-3.1-405b", published(8192, 2048, 8192, 8, 16, vpp=4, **ENDS), 430),
 ]
+
+# Narayanan et al. 2021 (arXiv:2104.04473), table 1: TFLOP/s a GPU on A100s with TP8, in 16 bits,
+# all layers recomputed, and the recomputation counted. Neither the microbatches are told, of which
+# 4 to 1 sequences are taken, nor the interleaving: none.
+SC21 = [
+    # layers, hidden, heads, GPUs, PP, batch, microbatch, TFLOP/s
+    (40, 6144, 48, 256, 1, 1024, 4, 135),
+    (48, 8192, 64, 512, 2, 1536, 4, 138),
+    (60, 10240, 80, 1024, 4, 1792, 2, 140),
+    (80, 12288, 96, 1536, 8, 2304, 2, 148),
+    (96, 16384, 128, 1920, 16, 2160, 1, 155),
+    (105, 20480, 128, 2520, 35, 2520, 1, 163),
+    (128, 25600, 160, 3072, 64, 3072, 1, 163),
+]
+SELENE = Hardware(GPUS["a100"], 8, 25e9 * NETWORK_SHARE)
+"""DGX A100s: a 200 Gb/s adapter for each GPU."""
+
+
+def of_sc21(row: tuple[int, ...]) -> tuple[ModelShape, Layout, float]:
+    """The model, its layout, and the operations that the paper counts for a step (section 5.1)."""
+    layers, hidden, heads, ranks, pp, batch, size, _ = row
+    model = preset(
+        "gpt3-175b",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        kv_channels=hidden // heads,
+        ffn_hidden_size=4 * hidden,
+    )
+    layout = Layout(
+        world_size=ranks,
+        tp=8,
+        pp=pp,
+        micro_batch_size=size,
+        global_batch_size=batch,
+        seq_length=2048,
+        distributed_optimizer=False,
+        recompute=Recompute("full", "uniform", 1),
+    )
+    ends = 1 + 2048 / (6 * hidden) + 51200 / (16 * layers * hidden)
+    return model, layout, 96.0 * batch * 2048 * layers * hidden**2 * ends

@@ -120,6 +120,9 @@ def test_other_gpus_than_the_file_asks(files: tuple[str, str]) -> None:
     assert "48" in out
     assert "! " in out
     assert "48 x h100: TP" in out
+    out = said(files[0], "--cluster", files[1], "--gpus", "48", code=2)
+    assert "! base: " in out
+    assert "tokens/s" not in out
 
 
 @pytest.mark.parametrize(

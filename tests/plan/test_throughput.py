@@ -9,7 +9,17 @@ from dataclasses import replace
 import pytest
 
 from tests.plan.plan_shapes import FP8, H100, PRESETS, preset, published
-from tests.plan.published_rows import BF16, DELAYED, EXPERTS, LLAMA_3, NEWEST, OF_2024
+from tests.plan.published_rows import (
+    BF16,
+    DELAYED,
+    EXPERTS,
+    LLAMA_3,
+    NEWEST,
+    OF_2024,
+    SC21,
+    SELENE,
+    of_sc21,
+)
 from toolkit.megatron.config import ModelConfig
 from toolkit.megatron.flops import flops_per_token as trained_flops
 from toolkit.pipeline.source import read_yaml
@@ -42,6 +52,13 @@ def test_the_rows_of_2024_within_15_per_cent(name: str, layout: Layout, tokens: 
 @pytest.mark.parametrize(("name", "layout", "tflops"), LLAMA_3)
 def test_llama_3_in_bf16_which_was_not_fitted(name: str, layout: Layout, tflops: float) -> None:
     assert estimate(name, layout, BF16).tflops_per_gpu == pytest.approx(tflops, rel=0.2)
+
+
+@pytest.mark.parametrize("row", SC21)
+def test_a100s_of_2021_which_were_not_fitted(row: tuple[int, ...]) -> None:
+    model, layout, operations = of_sc21(row)
+    step = Estimator(model, Precision(), SELENE).estimate(layout).step_seconds
+    assert operations / step / layout.world_size == pytest.approx(row[-1] * 1e12, rel=0.15)
 
 
 @pytest.mark.parametrize(("name", "layout", "tokens"), EXPERTS)
