@@ -485,14 +485,14 @@ PRECISION = [
          {PP: 4, "fp8": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True,
           "num_layers_at_start_in_bf16": 3}, {"num_layers_at_start_in_bf16": 2}),
     Case("matrices-are-aligned", "model.ffn_hidden_size",
-         "ffn_hidden_size 120 / tensor 1 = 120, and delayed takes multiples of 16; the nearest are"
-         " 112 or 128",
+         "ffn_hidden_size 120, and delayed takes multiples of 16; the nearest are 112 or 128 in"
+         " all",
          {"fp8": "hybrid", "model.ffn_hidden_size": 120}, {"model.ffn_hidden_size": 112}),
     Case("matrices-are-aligned", "model.ffn_hidden_size",
-         "ffn_hidden_size 528 / tensor 1 = 528, and mxfp8 takes multiples of 32",
+         "ffn_hidden_size 528, and mxfp8 takes multiples of 32; the nearest are 512 or 544",
          {**WIDE, "fp8": "hybrid", "fp8_recipe": "mxfp8", "model.ffn_hidden_size": 528},
          {"model.ffn_hidden_size": 544}),
-    Case("matrices-are-aligned", "model.num_attention_heads", "8 heads x 8 / tensor 8 = 8",
+    Case("matrices-are-aligned", "model.num_attention_heads", "8 heads x 8 / tensor 8 = 8,",
          {TP: 8, "fp8": "hybrid", "model.num_query_groups": 8}, {TP: 4}),
     Case("tokens-are-aligned", "micro_batch_size",
          "1 x seq_length 62 / context 1 = 62 tokens, and delayed takes multiples of 8",

@@ -14,7 +14,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from toolkit.errors import ToolkitError
 
 TENSORS = "param_state"
-"""Begins the names of what is tensors, and of how they are cut."""
+"""The key of what is tensors."""
 
 
 def in_form(loaded: dict[Any, Any], optimizer: ChainedOptimizer) -> dict[Any, Any]:
@@ -42,7 +42,7 @@ def in_form(loaded: dict[Any, Any], optimizer: ChainedOptimizer) -> dict[Any, An
 
 def _besides(state: dict[Any, Any]) -> dict[Any, Any]:
     """One optimizer's state without tensors, and without other optimizers."""
-    return {k: v for k, v in state.items() if isinstance(k, str) and not k.startswith(TENSORS)}
+    return {k: v for k, v in state.items() if isinstance(k, str) and k != TENSORS}
 
 
 def _for_part(besides: dict[Any, Any], part: Any) -> dict[Any, Any]:

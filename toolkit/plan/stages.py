@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.data.config import TrainTokenizerConfig
 from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.layout import layout_of, padded_vocab_size
+from toolkit.megatron.layout import Layout, layout_of, padded_vocab_size
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
@@ -102,11 +102,16 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
     factors = {
         "tensor": layout.tensor_model_parallel_size,
         "pipeline": layout.pipeline_model_parallel_size,
+        "context": layout.context_parallel_size,
         "data": layout.data_parallel_size,
     }
-    ranks = " x ".join(f"{name} {size}" for name, size in factors.items())
+    ranks = " x ".join(
+        f"{name} {size}" for name, size in factors.items() if name != "context" or size > 1
+    )
     if layout.virtual_pipeline_model_parallel_size:
         ranks += f", {layout.virtual_pipeline_model_parallel_size} parts of the pipeline a rank"
+    if config.model.num_moe_experts is not None:
+        ranks += f"; of experts: {_expert_ranks(layout)}"
     step = config.global_batch_size * config.sequence
     found = {
         "ranks": f"{layout.world_size} = {ranks}",
@@ -120,3 +125,11 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
         padded = padded_vocab_size(vocabulary, multiple, layout.tensor_model_parallel_size)
         found["vocabulary"] = f"{vocabulary:,} tokens, {padded:,} rows in the embedding"
     return found
+
+
+def _expert_ranks(layout: Layout) -> str:
+    """The same ranks as the experts see them: ``tensor 1 x expert 8 x pipeline 2 x data 4``."""
+    tensor, expert = layout.expert_tensor_parallel_size, layout.expert_model_parallel_size
+    pipeline = layout.pipeline_model_parallel_size
+    data = layout.world_size // (tensor * expert * pipeline)
+    return f"tensor {tensor} x expert {expert} x pipeline {pipeline} x data {data}"

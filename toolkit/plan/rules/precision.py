@@ -89,22 +89,19 @@ def bf16_layers_are_on_the_end_stages(run: Run) -> Found:
             )
 
 
-def _matrices(run: Run) -> Iterator[tuple[str, str, int]]:
-    """The dimensions of a rank's matrices: the setting, the sum in words, the size."""
-    model, layout = run.model, run.layout
-    yield "model.hidden_size", f"hidden_size {model.hidden_size}", model.hidden_size
-    query = model.num_attention_heads * model.kv_channels
-    yield (
-        "model.num_attention_heads",
-        f"{model.num_attention_heads} heads x {model.kv_channels} / tensor {layout.tp}",
-        query // layout.tp,
-    )
+def _matrices(run: Run) -> Iterator[tuple[str, str, int, int]]:
+    """The dimensions of the matrices: the setting, the size in words, the size, and its ranks."""
+    model, tp = run.model, run.layout.tp
+    yield "model.hidden_size", f"hidden_size {model.hidden_size}", model.hidden_size, 1
+    heads, channels = model.num_attention_heads, model.kv_channels
+    yield "model.num_attention_heads", f"{heads} heads x {channels}", heads * channels, tp
     if not (model.moe_layers and all(model.moe_layers)):
-        words = f"ffn_hidden_size {model.ffn_hidden_size} / tensor {layout.tp}"
-        yield "model.ffn_hidden_size", words, model.ffn_hidden_size // layout.tp
+        inner = model.ffn_hidden_size
+        yield "model.ffn_hidden_size", f"ffn_hidden_size {inner}", inner, tp
     if model.num_moe_experts is not None:
-        etp, inner = layout.expert_tp, model.moe_ffn_hidden_size
-        yield "model.moe_ffn_hidden_size", f"moe_ffn_hidden_size {inner} / {etp}", inner // etp
+        inner = model.moe_ffn_hidden_size
+        words = f"moe_ffn_hidden_size {inner}"
+        yield "model.moe_ffn_hidden_size", words, inner, run.layout.expert_tp
 
 
 @RULES.rule("TransformerEngine utils.py: assert_dim_for_fp8_exec; mxfp8_tensor.py, nvfp4_tensor.py")
@@ -114,12 +111,13 @@ def matrices_are_aligned(run: Run) -> Found:
     if recipe is None:
         return
     step = ALIGNED[recipe]
-    for key, words, size in _matrices(run):
-        if size % step:
+    for key, words, size, ranks in _matrices(run):
+        if not size % ranks and (size // ranks) % step:
+            shared = f" / tensor {ranks} = {size // ranks}" if ranks > 1 else ""
             yield (
                 key,
-                f"{words} = {size}, and {recipe} takes multiples of {step};"
-                f" the nearest are {nearest_multiples(size, step)}",
+                f"{words}{shared}, and {recipe} takes multiples of {step};"
+                f" the nearest are {nearest_multiples(size, step * ranks)} in all",
             )
 
 
