@@ -147,6 +147,7 @@ def _bar(stage: StageMemory, hardware: Hardware) -> Text:
 
 def _speed_table(sizing: Sizing) -> Table:
     estimate, cost = sizing.estimate, sizing.cost
+    each = f"{cost.tokens / sizing.active_parameters:.3g} for each parameter"
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -156,7 +157,7 @@ def _speed_table(sizing: Sizing) -> Table:
         ("model TFLOP/s", f"{estimate.tflops_per_gpu:,.0f} a GPU, MFU {estimate.mfu:.1%}"),
         (
             "training",
-            f"{count_text(cost.tokens)} tokens: {cost.steps:,} steps, {_time(cost.days)},"
+            f"{count_text(cost.tokens)} tokens ({each}): {cost.steps:,} steps, {_time(cost.days)},"
             f" {_short(cost.gpu_hours)} GPU-hours",
         ),
     ]

@@ -74,7 +74,7 @@ def test_the_table(files: tuple[str, str]) -> None:
     assert "stage 7" in out
     assert "79.6 GiB: fits" in out
     assert "tokens/s/GPU" in out
-    assert "15T tokens: 7,152,558 steps" in out
+    assert "15T tokens (213 for each parameter): 7,152,558 steps" in out
     assert "USD" in out
     assert "MWh at 1,275 W a GPU" in out
     assert "Besiroglu" in out

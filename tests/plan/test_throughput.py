@@ -20,6 +20,7 @@ from tests.plan.published_rows import (
     SELENE,
     of_sc21,
 )
+from toolkit.errors import ToolkitError
 from toolkit.megatron.config import ModelConfig
 from toolkit.megatron.flops import flops_per_token as trained_flops
 from toolkit.pipeline.source import read_yaml
@@ -134,8 +135,20 @@ def test_experts_count_by_what_a_token_meets() -> None:
     assert counted == trained_flops(ModelConfig.model_validate(settings), 4096, 32000)
 
 
+def test_the_constants_are_of_one_mind() -> None:
+    for gpu in GPUS.values():
+        assert set(gpu.peak) == set(gpu.matmul)
+        assert all(0.5 < share < 1 for share in gpu.matmul.values())
+        assert gpu.attention[1] < gpu.attention[0] < gpu.peak["bf16"]
+        assert gpu.nvlink < gpu.hbm
+
+
 def test_gpus_by_the_names_that_machines_give() -> None:
     assert find_gpu("NVIDIA H100 80GB HBM3") is GPUS["h100"]
     assert find_gpu("NVIDIA GB200") is GPUS["gb200"]
+    assert find_gpu("NVIDIA H100 PCIe") is GPUS["h100-pcie"]
+    assert find_gpu("a100_40gb") is GPUS["a100-40gb"]
+    with pytest.raises(ToolkitError, match="no constants for the GPU 'mi300x'"):
+        find_gpu("mi300x")
     assert GPUS["a100"].format_of("fp8") == "bf16"
     assert GPUS["h100"].format_of("fp4") == "fp8"

@@ -7,13 +7,16 @@ What was read off a published table or data sheet says where; what was fitted or
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from toolkit.errors import ToolkitError
 
 MIB: Final = 2**20
 TERA: Final = 1e12
 GIGA: Final = 1e9
+HBM_SHARE: Final = 0.9
+"""Of the data sheet's bandwidth, what streaming kernels reach: an estimate (copies on an H100 reach
+3.0 of 3.35 TB/s)."""
 
 
 @dataclass(frozen=True)
@@ -48,74 +51,117 @@ class Gpu:
 
 # Peaks, watts and bandwidths: NVIDIA's data sheets (A100, H100, H200, HGX B200, GB200). Shares of
 # the peak: "Maximum Achievable Matmul FLOPS" tables of stas00/ml-engineering (compute/accelerator:
-# bf16 A100 271.2, H100 794.5, B200 1745, GB200 1822; fp8 H100 1402.6, H200 1453.4, B200 3432.5,
-# GB200 3615.6 TFLOP/s). FP4's share is taken to be FP8's: an estimate.
-# HBM: 0.9 of the data sheet's, an estimate (copies on an H100 reach 3.0 of 3.35 TB/s).
+# bf16 A100 271.2, H100 794.5, B200 1745, B300 1769, GB200 1822; fp8 H100 1402.6, H200 1453.4,
+# B200 3432.5, GB200 3615.6 TFLOP/s). Of FP4, of B300's FP8 and of an L40S they are estimates: those
+# of the relative that is named first.
 # NVLink: all-reduce of 8 GPUs, NVLS off, same book's network/README.md: H200 365.6, B200 682.2 GB/s
 # (an H100 has the same links as an H200); A100: 230 to 250 GB/s are usual, an estimate.
 # Attention: FlashAttention-3 (arXiv:2407.08608), figures 5 and 6, cuDNN and FA3 at 8k to 16k, head
 # 128: 600 to 650 forward and about 500 backward on an H100; FlashAttention-2 (arXiv:2307.08691),
 # figures 5 and 6: 190 and 170 on an A100. Blackwell's are scaled by its BF16 peak: an estimate.
-GPUS: Final[dict[str, Gpu]] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu(
-            name="a100",
-            memory=81920 * MIB,
-            watts=400,
-            sms=108,
-            peak={"bf16": 312 * TERA},
-            matmul={"bf16": 0.869},
-            attention=(190 * TERA, 170 * TERA),
-            hbm=0.9 * 2.04 * TERA,
-            nvlink=235 * GIGA,
-        ),
-        Gpu(
-            name="h100",
-            memory=81559 * MIB,
-            watts=700,
-            sms=132,
-            peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-            matmul={"bf16": 0.803, "fp8": 0.709},
-            attention=(600 * TERA, 500 * TERA),
-            hbm=0.9 * 3.35 * TERA,
-            nvlink=365 * GIGA,
-        ),
-        Gpu(
-            name="h200",
-            memory=143771 * MIB,
-            watts=700,
-            sms=132,
-            peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-            matmul={"bf16": 0.803, "fp8": 0.734},
-            attention=(600 * TERA, 500 * TERA),
-            hbm=0.9 * 4.8 * TERA,
-            nvlink=365 * GIGA,
-        ),
-        Gpu(
-            name="b200",
-            memory=183359 * MIB,
-            watts=1000,
-            sms=148,
-            peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 9000 * TERA},
-            matmul={"bf16": 0.776, "fp8": 0.763, "fp4": 0.763},
-            attention=(1360 * TERA, 1130 * TERA),
-            hbm=0.9 * 8.0 * TERA,
-            nvlink=680 * GIGA,
-        ),
-        Gpu(
-            name="gb200",
-            memory=189471 * MIB,
-            watts=1200,
-            sms=152,
-            peak={"bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 10000 * TERA},
-            matmul={"bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
-            attention=(1510 * TERA, 1260 * TERA),
-            hbm=0.9 * 8.0 * TERA,
-            nvlink=680 * GIGA,
-        ),
+A100: Final = Gpu(
+    name="a100",
+    memory=81920 * MIB,
+    watts=400,
+    sms=108,
+    peak={"bf16": 312 * TERA},
+    matmul={"bf16": 0.869},
+    attention=(190 * TERA, 170 * TERA),
+    hbm=HBM_SHARE * 2.04 * TERA,
+    nvlink=235 * GIGA,
+)
+H100: Final = Gpu(
+    name="h100",
+    memory=81559 * MIB,
+    watts=700,
+    sms=132,
+    peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
+    matmul={"bf16": 0.803, "fp8": 0.709},
+    attention=(600 * TERA, 500 * TERA),
+    hbm=HBM_SHARE * 3.35 * TERA,
+    nvlink=365 * GIGA,
+)
+B200: Final = Gpu(
+    name="b200",
+    memory=183359 * MIB,
+    watts=1000,
+    sms=148,
+    peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 9000 * TERA},
+    matmul={"bf16": 0.776, "fp8": 0.763, "fp4": 0.763},
+    attention=(1360 * TERA, 1130 * TERA),
+    hbm=HBM_SHARE * 8.0 * TERA,
+    nvlink=680 * GIGA,
+)
+
+
+def _slower(gpu: Gpu, name: str, share: float, **changes: Any) -> Gpu:
+    """A GPU with a share of another's tensor cores' rate; attention's is taken to shrink alike."""
+    return replace(
+        gpu,
+        name=name,
+        peak={number_format: share * rate for number_format, rate in gpu.peak.items()},
+        attention=(share * gpu.attention[0], share * gpu.attention[1]),
+        **changes,
     )
-}
+
+
+PCIE: Final = 40 * GIGA
+"""All-reduce of 8 H100s over PCIe 5 alone: 35 to 45 GB/s are usual. An estimate."""
+_ALL: Final = (
+    A100,
+    replace(A100, name="a100-40gb", memory=40960 * MIB, hbm=HBM_SHARE * 1.555 * TERA),
+    H100,
+    _slower(
+        H100, "h100-pcie", 756 / 989.4, watts=350, sms=114, hbm=HBM_SHARE * 2.0 * TERA, nvlink=PCIE
+    ),
+    _slower(
+        H100,
+        "h100-nvl",
+        835 / 989.4,
+        memory=95830 * MIB,
+        watts=400,
+        hbm=HBM_SHARE * 3.9 * TERA,
+        nvlink=PCIE,
+    ),
+    replace(
+        H100,
+        name="h200",
+        memory=143771 * MIB,
+        matmul={"bf16": 0.803, "fp8": 0.734},
+        hbm=HBM_SHARE * 4.8 * TERA,
+    ),
+    _slower(
+        H100,
+        "l40s",
+        362 / 989.4,
+        memory=46068 * MIB,
+        watts=350,
+        sms=142,
+        hbm=HBM_SHARE * 0.864 * TERA,
+        nvlink=PCIE / 2,  # PCIe 4
+    ),
+    B200,
+    replace(
+        B200,
+        name="gb200",
+        memory=189471 * MIB,
+        watts=1200,
+        sms=152,
+        peak={"bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 10000 * TERA},
+        matmul={"bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
+        attention=(1510 * TERA, 1260 * TERA),
+    ),
+    replace(
+        B200,
+        name="b300",
+        memory=275040 * MIB,
+        watts=1100,
+        peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 13500 * TERA},
+        matmul={"bf16": 0.786, "fp8": 0.763, "fp4": 0.763},
+    ),
+)
+GPUS: Final[dict[str, Gpu]] = {gpu.name: gpu for gpu in _ALL}
+"""By the name that a profile gives them."""
 
 NETWORK: Final[dict[str, float]] = {
     "infiniband": 50.0,  # one 400 Gb/s adapter for each GPU: DGX H100 user guide, ConnectX-7
@@ -190,7 +236,7 @@ def find_gpu(name: str) -> Gpu:
     Raises:
         ToolkitError: there are no constants for it.
     """
-    lowered = name.lower()
+    lowered = name.lower().replace(" ", "-").replace("_", "-")
     for known in sorted(GPUS, key=len, reverse=True):
         if known in lowered:
             return GPUS[known]
