@@ -11,21 +11,16 @@ import math
 from dataclasses import dataclass
 
 from toolkit.plan.activations import BYTES, norm_share, tokens_per_rank
-from toolkit.plan.hardware import Hardware
+from toolkit.plan.hardware import (
+    ATTENTION_BACKWARD,
+    CAST_BYTES,
+    LOSS_BYTES,
+    TILE,
+    Hardware,
+)
 from toolkit.plan.memory import gradient_width
 from toolkit.plan.parameters import layer_weights, numel
 from toolkit.plan.shape import Layout, ModelShape, Precision
-
-TILE = 128
-"""Rows and columns of an output tile of a matrix kernel."""
-ATTENTION_BACKWARD = 2.5
-"""Operations of attention's backward pass over those of its forward: the scores again, and four
-products (FlashAttention-2, section 3.1)."""
-CAST_BYTES = {"delayed": 2, "tensorwise": 6, "blockwise": 4, "mxfp8": 4}
-"""Bytes moved to make an FP8 element, as it is and transposed: written by the kernel before
-(delayed), read once (blocks), or read twice, since the largest value must be known first."""
-LOSS_BYTES = 16
-"""Bytes moved for each logit by the loss, forward and backward: a fused kernel."""
 
 
 @dataclass(frozen=True)

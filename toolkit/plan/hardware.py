@@ -1,6 +1,9 @@
 """All constants of the estimate of speed, each with its source: GPUs, links, and kernels.
 
 What was read off a published table or data sheet says where; what was fitted or estimated says so.
+Of the estimates ``last_wave``, ``handover`` and ``contention`` (and the margin of memory) were
+settled with the published rows and layouts in view, so that these are no blind test of them; the
+rows in BF16 and of A100s were not looked at.
 ``toolkit plan --calibrate RUN_DIR`` fits ``Tuning.sustained`` to a run of one's own.
 """
 
@@ -175,6 +178,18 @@ NETWORK_SHARE: Final = 0.9
 """Of the raw rate, what large messages of NCCL reach: an estimate (nccl-tests on eight rails)."""
 
 
+TILE = 128
+"""Rows and columns of an output tile of a matrix kernel."""
+ATTENTION_BACKWARD = 2.5
+"""Operations of attention's backward pass over those of its forward: the scores again, and four
+products (FlashAttention-2, section 3.1)."""
+CAST_BYTES = {"delayed": 2, "tensorwise": 6, "blockwise": 4, "mxfp8": 4}
+"""Bytes moved to make an FP8 element, as it is and transposed: written by the kernel before
+(delayed), read once (blocks), or read twice, since the largest value must be known first."""
+LOSS_BYTES = 16
+"""Bytes moved for each logit by the loss, forward and backward: a fused kernel."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What no data sheet says."""
@@ -197,6 +212,17 @@ class Tuning:
     moe_floor: float = 3.5e-3
     """The same for a layer of experts, with its routing and sorting: FITTED to the DGX-H100 row of
     Qwen3-30B-A3B (16 GPUs, EP 16, 8,960 tokens/s/GPU)."""
+    floor_backward: float = 1.5
+    """The backward pass's floor over the forward's: an estimate."""
+    norms: float = 0.2
+    """Of a layer's kernels that move bytes, those of its norms, or of its experts' activation: what
+    recomputing them costs. An estimate."""
+    late: float = 0.1
+    """Of communication that could run beside other work, what stays in view at the least, since the
+    first and the last of it have nothing beside them: an estimate."""
+    experts_late: float = 0.2
+    """The same of what is sent to experts and back, where another microbatch runs beside it
+    (``overlap_moe_expert_parallel_comm``): an estimate."""
     contention: float = 0.15
     """Share of hidden communication that slows the kernels beside it, since NCCL's run on the same
     multiprocessors: ``processor_usage`` of Calculon's a100_80g.json (Isaev et al. 2023)."""

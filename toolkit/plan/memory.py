@@ -33,9 +33,9 @@ from toolkit.plan.shape import Layout, ModelShape, Precision
 GIB = 2**30
 RUNTIME_BYTES = 4 * GIB
 """CUDA's context and kernels, cuBLAS's and TransformerEngine's workspaces and user buffers, NCCL's
-buffers for each of a run's groups. An estimate."""
+buffers for each of a run's groups. An estimate, made knowing which layouts were published."""
 FRAGMENTATION = 0.05
-"""Share of the allocated memory that the allocator can't use. An estimate."""
+"""Share of the allocated memory that the allocator can't use. An estimate, made like that one."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def stage_memory(
 
 def shards(layout: Layout) -> tuple[int, int]:
     """Over how many ranks the state of dense weights, and of experts, is sharded."""
-    copies = layout.dp * layout.cp, layout.expert_dp
-    return copies[0] // layout.optimizer_instances, copies[1] // layout.optimizer_instances
+    copies, instances = (layout.dp * layout.cp, layout.expert_dp), layout.optimizer_instances
+    return max(1, copies[0] // instances), max(1, copies[1] // instances)
 
 
 def _sharded(count: Numel, layout: Layout) -> float:

@@ -151,7 +151,10 @@ class Estimator:
         passes = parts.total + tensor + context + expert
         tuning = self.hardware.tuning
         floor = tuning.moe_floor if moe else tuning.layer_floor
-        host = Seconds(max(0.0, floor - passes.forward), max(0.0, 1.5 * floor - passes.backward))
+        host = Seconds(
+            max(0.0, floor - passes.forward),
+            max(0.0, tuning.floor_backward * floor - passes.backward),
+        )
         again = self._recomputed(layout, parts, passes.forward, moe=moe)
         return LayerTime(
             passes + host + Seconds(0.0, again),
@@ -176,16 +179,16 @@ class Estimator:
             held = self.model.num_layers / (layout.pp * layout.vpp)
             share = 1.0 if recompute.method == "uniform" else (recompute.num_layers or 1) / held
             return forward * min(1.0, share)
-        again = 0.0
+        again, norms = 0.0, self.hardware.tuning.norms * parts.memory.forward
         modules = recompute.modules or ("core_attn",)
         if "core_attn" in modules:
             again += parts.attention.forward
         if "layernorm" in modules:
-            again += 0.2 * parts.memory.forward
+            again += norms
         if ("moe" if moe else "mlp") in modules:
             again += mlp_forward(self.kernels, self.model, layout, moe=moe)
         if moe and "moe_act" in modules:
-            again += 0.2 * parts.memory.forward
+            again += norms
         return again
 
     def _output(self, layout: Layout) -> LayerTime:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from toolkit.plan.activations import norm_share, tokens_per_rank
 from toolkit.plan.compute import Kernels, Linear, Seconds, routed_tokens
-from toolkit.plan.hardware import Hardware
+from toolkit.plan.hardware import Hardware, Tuning
 from toolkit.plan.memory import gradient_width, shards
 from toolkit.plan.parameters import Numel
 from toolkit.plan.shape import Layout, ModelShape
@@ -88,8 +88,9 @@ def context(kernels: Kernels, model: ModelShape, layout: Layout, attention: Seco
     wait = hardware.tuning.hop
     if layout.cp_comm_type == "p2p":
         ring = (cp - 1) * tokens * pair / rate
-        forward = _beside(ring, attention.forward * (cp - 1) / cp) + (cp - 1) * wait
-        backward = _beside(2 * ring, attention.backward * (cp - 1) / cp) + (cp - 1) * wait
+        share, tuning = (cp - 1) / cp, hardware.tuning
+        forward = _beside(tuning, ring, attention.forward * share) + (cp - 1) * wait
+        backward = _beside(tuning, 2 * ring, attention.backward * share) + (cp - 1) * wait
         return Seconds(forward, backward)
     if layout.cp_comm_type == "all_gather":
         gather = (cp - 1) * tokens * pair / rate + wait
@@ -117,7 +118,8 @@ def expert(kernels: Kernels, model: ModelShape, layout: Layout) -> Seconds:
         reached = (nodes - 1) * (1 - (1 - 1 / nodes) ** model.moe_router_topk)
         away = each / model.moe_router_topk * reached
     once = max(near, away / hardware.network)
-    seen = 0.2 if layout.overlap.moe_expert_parallel_comm else 1.0
+    beside = layout.overlap.moe_expert_parallel_comm
+    seen = hardware.tuning.experts_late if beside else 1.0
     both = (2 * once + 4 * hardware.tuning.hop) * seen
     return Seconds(both, both)
 
@@ -141,25 +143,29 @@ def data(kernels: Kernels, layout: Layout, count: Numel, forward: float, backwar
         forward: seconds of one microbatch's forward pass, beside which weights are gathered.
         backward: the same of the backward pass, for the gradients.
     """
+    tuning = kernels.hardware.tuning
     if layout.fsdp is not None:
         once = _gather(kernels, layout, count), _reduce(kernels, layout, count)
-        hidden = (2 * once[0] + once[1]) * kernels.hardware.tuning.contention
-        late = _beside(once[0], forward) + _beside(once[0] + once[1], backward)
+        hidden = (2 * once[0] + once[1]) * tuning.contention
+        late = _beside(tuning, once[0], forward) + _beside(tuning, sum(once), backward)
         return layout.num_microbatches * (late + hidden)
     times = min(layout.num_microbatches, layout.pp) if layout.vpp > 1 else 1
     reduce, gather = _reduce(kernels, layout, count), _gather(kernels, layout, count)
     if not layout.distributed_optimizer:
-        reduce, gather = reduce + gather, 0.0  # one all-reduce
-    spent = 0.0
-    cost = kernels.hardware.tuning.contention
-    spent += _beside(reduce, backward * times, cost) if layout.overlap.grad_reduce else reduce
-    spent += _beside(gather, forward * times, cost) if layout.overlap.param_gather else gather
-    return spent
+        reduce, gather = 2 * reduce, 0.0  # an all-reduce moves twice as much, and all of it at once
+    hidden = 0.0
+    if layout.overlap.grad_reduce:
+        hidden += min(reduce, backward * times)
+        reduce = _beside(tuning, reduce, backward * times)
+    if layout.overlap.param_gather:
+        hidden += min(gather, forward * times)
+        gather = _beside(tuning, gather, forward * times)
+    return reduce + gather + hidden * tuning.contention
 
 
-def _beside(spent: float, room: float, cost: float = 0.0) -> float:
-    """What of ``spent`` stays in view beside ``room`` seconds of work, a tenth of it at least."""
-    return max(spent - room, 0.1 * spent) + cost * min(spent, room)
+def _beside(tuning: Tuning, spent: float, room: float) -> float:
+    """What of ``spent`` stays in view beside ``room`` seconds of work."""
+    return max(spent - room, tuning.late * spent)
 
 
 def _reduce(kernels: Kernels, layout: Layout, count: Numel) -> float:
