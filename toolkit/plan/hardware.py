@@ -2,8 +2,8 @@
 
 What was read off a published table or data sheet says where; what was fitted or estimated says so.
 Of the estimates ``last_wave``, ``handover`` and ``contention`` (and the margin of memory) were
-settled with the published rows and layouts in view, so that these are no blind test of them; the
-rows in BF16 and of A100s were not looked at.
+settled with the published rows and layouts in view, so that these are no blind test of them. The
+rows in BF16 were seen, and not fitted to; those of A100s came when all constants stood.
 ``toolkit plan --calibrate RUN_DIR`` fits ``Tuning.sustained`` to a run of one's own.
 """
 
