@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toolkit.errors import Problem, ToolkitError
 from toolkit.launch.cluster import Cluster, load_cluster
+from toolkit.launch.machine import machine_of
 from toolkit.megatron.config import PretrainConfig
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.source import Source
@@ -18,7 +19,7 @@ from toolkit.plan.layout import violations
 from toolkit.plan.machine import capability_of
 from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.search import Found, search
-from toolkit.plan.shape import Machine, Run
+from toolkit.plan.shape import Run
 from toolkit.plan.sizing import Sizing, hardware_of, size_run
 from toolkit.plan.stages import stage_problems, vocab_size
 from toolkit.plan.throughput import Estimator
@@ -79,7 +80,7 @@ def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
             continue
         try:
             hardware = _hardware(cluster)
-            run = _run(loaded, name, config, hardware)
+            run = _run(loaded, name, config, cluster)
         except ToolkitError:
             continue
         needed = largest(memory_by_stage(run.model, run.layout, run.precision)).total
@@ -118,7 +119,7 @@ def _load(question: Question, cluster: Cluster, source: Source) -> Loaded:
     def check(name: str, config: StageConfig, of: Source) -> Iterator[Problem]:
         free = question.gpus is not None or question.search
         if not (free and isinstance(config, PretrainConfig)):
-            yield from stage_problems(name, config, of)
+            yield from stage_problems(name, config, of, machine_of(cluster))
 
     asked = {kind: source.at(("resources", kind)) for kind in cluster.resources}
     return load_pipeline(question.file, question.overrides, check, asked)
@@ -132,7 +133,7 @@ def _stage(
     hardware: Hardware,
     cluster: Cluster,
 ) -> StageAnswer:
-    run = _run(loaded, name, config, hardware, question.gpus)
+    run = _run(loaded, name, config, cluster, question.gpus)
     wrong = tuple(f"{v.key}: {v.message}" for v in violations(run))
     step = config.global_batch_size * config.sequence
     tokens = question.tokens or config.train_iters * step
@@ -153,7 +154,7 @@ def _run(
     loaded: Loaded,
     name: str,
     config: PretrainConfig,
-    hardware: Hardware,
+    cluster: Cluster,
     gpus: int | None = None,
 ) -> Run:
     vocabulary = vocab_size(loaded, name) or config.model.vocab_size
@@ -163,6 +164,6 @@ def _run(
             where=str(loaded.pipeline.file),
             hint=f"stages.{name}.model.vocab_size=128256, as the tokenizer has",
         )
-    gpu = hardware.gpu.name
-    machine = Machine(gpu=gpu, capability=capability_of(gpu), gpus_per_node=hardware.gpus_per_node)
+    gpu = _hardware(cluster).gpu.name
+    machine = replace(machine_of(cluster), gpu=gpu, capability=capability_of(gpu))
     return run_of(config, gpus or config.world_size(), vocabulary, machine)
