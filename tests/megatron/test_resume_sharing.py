@@ -55,10 +55,9 @@ def _run(stages: list[Stage]) -> None:
 @pytest.mark.parametrize(("first", "then"), CHANGES)
 def test_it_goes_on_as_one_rank_would(runs: dict[str, Stage], first: str, then: str) -> None:
     whole, second = runs["one"], runs[f"{first}-{then}"]
-    assert "resumed from iteration 3" in second.log()
     for metric in ("loss", "grad_norm"):
         expected = whole.rows(metric)[SAVED:]
-        assert len(expected) == ITERATIONS - SAVED
+        assert len(expected) == ITERATIONS - SAVED  # the second half took no other steps
         assert second.rows(metric) == pytest.approx(expected, abs=1e-4), metric
     final = second.artifact.info["validation_loss"]
     assert final == pytest.approx(whole.artifact.info["validation_loss"], abs=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.describe import run_of
 from toolkit.plan.machine import capability_of
-from toolkit.plan.shape import Machine, Run
+from toolkit.plan.shape import Machine, Overlap, Run
 
 BASE: dict[str, Any] = {
     "data": "corpus",
@@ -605,6 +605,8 @@ SHAPE_CASES = [
               {"distributed_optimizer": True}),
     ShapeCase("kernels-run-in-order", "the profile sets it to 1", {"fsdp": "megatron"},
               {"fsdp": None}, gpu("h100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "1"),))),
+    ShapeCase("overlapped-tensor-parallel-needs-sequence-parallel", "must be on",
+              {"tp": 2, "overlap": Overlap(tp_comm=True)}, {"sequence_parallel": True}),
     ShapeCase("torch-does-not-hang", "needs torch 2.4.0", TORCH_FSDP, {"fsdp": None},
               gpu("h100", torch="2.3.1")),
 ]  # fmt: skip

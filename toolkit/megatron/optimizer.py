@@ -51,6 +51,8 @@ def build_optimizer(
         use_precision_aware_optimizer=config.use_precision_aware_optimizer,
         **{name: STATE_DTYPES[getattr(config, name)] for name in STATE},
         fp8_recipe=config.fp8_recipe if config.fp8 else None,
+        # MXFP8 weights have no place in the buffer that is gathered: the gradients' serves.
+        reuse_grad_buf_for_mxfp8_param_ag=config.fp8_param and config.fp8_recipe == "mxfp8",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         params_dtype=DTYPES[precision],

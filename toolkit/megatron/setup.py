@@ -130,6 +130,7 @@ def _with_gradients(
         use_distributed_optimizer=config.use_distributed_optimizer,
         num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
         fp8_param_gather=config.fp8_param,
+        reuse_grad_buf_for_mxfp8_param_ag=config.fp8_param and config.fp8_recipe == "mxfp8",
         check_for_nan_in_grad=False,  # our guard looks, and may skip the batch instead
     )
     return DistributedDataParallel(

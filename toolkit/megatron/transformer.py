@@ -209,6 +209,7 @@ def _kernels(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[st
         "apply_rope_fusion": gpu and model.position_embedding_type == "rope",
         "cross_entropy_loss_fusion": gpu,
         "gradient_accumulation_fusion": gpu and _have("fused_weight_gradient_mlp_cuda"),
+        "transformer_impl": "transformer_engine" if gpu else "local",
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
         "deallocate_pipeline_outputs": parallel.pipeline_model_parallel_size > 1,
