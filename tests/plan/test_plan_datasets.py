@@ -74,3 +74,13 @@ def test_a_cycle_and_nonsense_end(tmp_path: Path) -> None:
     }
     assert [name for name, _ in makers(stages, "a")] == ["a", "b"]
     assert problems(tmp_path, "stages.parts.data=rows")
+
+
+@pytest.mark.parametrize("experts", [None, 4])
+def test_a_model_that_can_not_be_exported(tmp_path: Path, experts: int | None) -> None:
+    overrides = ["stages.model={kind: export, checkpoint: base}", "stages.base.data=corpus"]
+    if experts:
+        overrides.append(f"stages.base.model.num_moe_experts={experts}")
+    found = problems(tmp_path, *overrides)
+    assert [key for key, _, _ in found] == (["stages.model.checkpoint"] if experts else [])
+    assert all("no architecture with experts" in message for _, message, _ in found)

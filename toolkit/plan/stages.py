@@ -9,11 +9,12 @@ from pathlib import Path
 from toolkit.data.config import TrainTokenizerConfig
 from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.convert.config import ExportConfig
 from toolkit.megatron.layout import Layout, layout_of, padded_vocab_size
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
-from toolkit.plan.datasets import dataset_problems
+from toolkit.plan.datasets import dataset_problems, export_problems
 from toolkit.plan.describe import run_of
 from toolkit.plan.layout import violations
 from toolkit.plan.shape import Machine
@@ -65,7 +66,10 @@ def stage_problems(
             yield source.problem(place, found.message, f"rule {found.rule}: {found.source}")
         for key, message in dataset_problems(config, source.data["stages"]):
             yield source.problem((*prefix, *key.split(".")), message)
-    elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
+    if isinstance(config, ExportConfig):
+        for key, message in export_problems(source.data["stages"], config.checkpoint):
+            yield source.problem((*prefix, key), message)
+    if stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
         message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
         yield source.problem((*prefix, "resources"), message)
 
