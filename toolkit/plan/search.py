@@ -144,6 +144,7 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
                     ep=ep,
                     etp=1 if model.num_moe_experts else None,
                     sequence_parallel=tp > 1,
+                    overlap=replace(plain.overlap, tp_comm=plain.overlap.tp_comm and tp > 1),
                 )
                 yield from _pipelines(run, base)
                 if fsdp and ep == 1:
