@@ -21,13 +21,14 @@ BAR = 48
 """Width of the bar of a GPU's memory, in characters."""
 PARTS = (
     ("weights", "weights", "blue"),
-    ("gradients", "gradients", "magenta"),
-    ("optimizer", "optimizer", "cyan"),
-    ("activations", "activations", "green"),
-    ("temporary", "temporary", "yellow"),
+    ("gradients", "grads", "magenta"),
+    ("optimizer", "optim.", "cyan"),
+    ("activations", "activ.", "green"),
+    ("temporary", "temp.", "yellow"),
     ("margin", "margin", "bright_black"),
 )
-"""Of a rank's memory: the field, the column's title, the colour in the bar."""
+"""Of a rank's memory: the field, the column's title, the colour in the bar. A table with short
+titles fits a terminal of 80 columns."""
 SHADES = "█▓▒░▚▞"
 """One for each part, so that the bar can be read without colours, too."""
 
@@ -39,7 +40,7 @@ def show_sizing(console: Console, name: str, sizing: Sizing) -> None:
     console.print(
         f"  {layout.world_size:,} x {hardware.gpu.name}: {layout_text(layout)};"
         f" {layout.global_batch_size:,} sequences of {layout.seq_length:,} tokens in"
-        f" {layout.num_microbatches:,} microbatches\n"
+        f" {layout.num_microbatches:,} microbatches\n\n  GiB of one rank, by pipeline stage:"
     )
     console.print(_memory_table(sizing.memory, hardware))
     console.print(_bar(sizing.fullest, hardware))
@@ -90,8 +91,8 @@ def _again(layout: Layout) -> str:
 def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:
     """A row for each pipeline stage; of a long row of the same, the first and the last."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("GiB a rank")
-    table.add_column("parameters", justify="right")
+    table.add_column("  stage", justify="right")
+    table.add_column("params", justify="right")
     for _, title, _ in PARTS:
         table.add_column(title, justify="right")
     table.add_column("total", justify="right", style="bold")
@@ -99,13 +100,13 @@ def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:
     shown = _telling(stages)
     for before, stage in zip([None, *shown], shown, strict=False):
         if before is not None and stage.stage > before.stage + 1:
-            table.add_row("  ...")
+            table.add_row("...")
         share = stage.total / hardware.gpu.memory
         style = "red" if share > 1 else ""
         parts = [_gib(getattr(stage, field)) for field, _, _ in PARTS]
         total = Text(_gib(stage.total), style=style)
         of_gpu = Text(f"{share:.0%}", style=style)
-        table.add_row(f"  stage {stage.stage}", f"{stage.parameters:,}", *parts, total, of_gpu)
+        table.add_row(str(stage.stage), count_text(stage.parameters), *parts, total, of_gpu)
     return table
 
 
@@ -139,9 +140,9 @@ def _bar(stage: StageMemory, hardware: Hardware) -> Text:
     text.append(f"  {stage.total / GIB:.1f} of {room / GIB:.1f} GiB: ")
     text.append("fits" if fits else "does not fit", style="green" if fits else "bold red")
     text.append("\n  ")
-    for (_, title, colour), shade in zip(PARTS, SHADES, strict=True):
+    for (field, _, colour), shade in zip(PARTS, SHADES, strict=True):
         text.append(f"{shade} ", style=colour)
-        text.append(f"{title}  ")
+        text.append(f"{field}  ")
     return text
 
 
