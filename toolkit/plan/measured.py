@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.scaling import Trained
 from toolkit.plan.shape import Run
 from toolkit.plan.throughput import Estimator
-from toolkit.tracking import METRICS
+from toolkit.tracking import METRICS, read_metrics
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def _read(stage: Path) -> Measured:
         message = f"the settings of another version: {error.errors()[0]['msg']}"
         raise ToolkitError(message, where=str(stage / STAGE_FILE)) from None
     info = read_artifact(stage / "artifact").info
-    rows = list(_rows(stage / METRICS))
-    timed = [row for row in rows if "seconds_per_step" in row]
+    timed = [row for row in read_metrics(stage) if "seconds_per_step" in row]
     if not timed:
         raise ToolkitError("no row has a time", where=str(stage / METRICS))
     world = int(info["layout"]["world_size"])
@@ -100,14 +99,6 @@ def _loss(info: Mapping[str, Any], rows: list[dict[str, Any]]) -> float:
 def _vocabulary(stage: Path) -> int:
     text = (stage / "artifact" / "model.json").read_text(encoding="utf-8")
     return int(json.loads(text)["vocab_size"])
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            yield json.loads(line)
 
 
 @dataclass(frozen=True)
