@@ -297,3 +297,51 @@ def test_the_pieces_of_a_sequence_agree() -> None:
     assert in_groups({CP: 4, "seq_length": 56}, 8, cut) == 14
     with pytest.raises(RuntimeError, match="invalid for input of size 60"):
         in_groups({CP: 4, "seq_length": 60}, 8, cut)
+
+
+def runs(count: int) -> Iterator[tuple[Settings, int]]:
+    """Random runs over all degrees of parallelism, and their ranks; most of them wrong."""
+    dice = random.Random(11)
+    for _ in range(count):
+        changes: Settings = {
+            TP: dice.choice([1, 2, 4, 8]),
+            PP: dice.choice([1, 2, 4]),
+            VPP: dice.choice([None, None, 2]),
+            CP: dice.choice([1, 1, 2, 4]),
+            SP: dice.random() < 0.5,
+            "seq_length": dice.choice([64, 60, 48]),
+            "model.num_query_groups": dice.choice([1, 2, 8]),
+            "model.ffn_hidden_size": dice.choice([128, 96, 100]),
+            "model.kv_channels": dice.choice([None, 2, 6]),
+        }
+        if dice.random() < 0.5:
+            changes |= {
+                EXPERTS: dice.choice([4, 6]),
+                "parallel.expert_model_parallel_size": dice.choice([1, 2, 4]),
+                "parallel.expert_tensor_parallel_size": dice.choice([None, 1, 2]),
+                "model.moe_ffn_hidden_size": dice.choice([64, 30]),
+                "model.moe_router_topk": dice.choice([1, 2, 5]),
+                "model.add_bias_linear": dice.random() < 0.3,
+            }
+        yield changes | {"global_batch_size": 64}, dice.choice([8, 16, 32, 24])
+
+
+def test_what_the_rules_accept_megatron_builds_and_runs() -> None:
+    """Rank 0's part of the model takes tokens, wherever no rule objects; experts are only built."""
+    built = refused = 0
+    for changes, ranks in runs(400):
+        settings = config(changes)
+        if not is_valid(run_of(settings, ranks)):
+            refused += 1
+            continue
+        try:
+            with fake_ranks(settings.parallel, ranks):
+                first = build_chunks(settings, CPU, 300)[0].train()
+                own = settings.sequence // settings.parallel.context_parallel_size
+                tokens = torch.zeros(1, own, dtype=torch.long)
+                if settings.model.num_moe_experts is None:
+                    first(input_ids=tokens, position_ids=tokens, attention_mask=None)
+        except Exception as error:
+            raise AssertionError(f"{changes} on {ranks} ranks: {error}") from error
+        built += 1
+    assert built > 30 and refused > 100

@@ -145,8 +145,10 @@ def _recompute(config: PretrainConfig) -> Recompute:
 
 def _overlap(parallel: ParallelConfig, world_size: int) -> Overlap:
     reduce, p2p = parallel.overlap_grad_reduce, parallel.overlap_p2p_comm
+    # Context-parallel ranks have the same weights, too, and reduce the gradients with the others.
+    alone = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     return Overlap(
-        grad_reduce=world_size > parallel.model_parallel_size if reduce is None else reduce,
+        grad_reduce=world_size > alone if reduce is None else reduce,
         param_gather=parallel.overlap_param_gather,
         p2p=parallel.model_chunks > 1 if p2p is None else p2p,
         moe_expert_parallel_comm=parallel.overlap_moe_expert_parallel_comm,
