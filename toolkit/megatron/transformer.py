@@ -45,8 +45,8 @@ def transformer_config(
     Weights are left unset: ``initialize.initialize_weights`` or a checkpoint fills them.
 
     Raises:
-        ToolkitError: a number format that this device has no arithmetic for, or a GPU without
-            TransformerEngine.
+        ToolkitError: a number format that this device has no arithmetic for, a GPU without
+            TransformerEngine, or settings that contradict each other.
     """
     numerics = numerics or NumericsSettings()
     device = device or torch.device("cpu")
@@ -59,7 +59,7 @@ def transformer_config(
             hint="use the GPU image, or pip install megatron-toolkit[gpu]",
         )
     precision = precision_on(numerics, device)
-    return TransformerConfig(
+    return _accepted(
         **_shape(model),
         **_layout(parallel, gpu),
         **_experts(model, parallel, gpu),
@@ -77,6 +77,17 @@ def transformer_config(
         embedding_init_method=_leave,
         use_cpu_initialization=not gpu,
     )
+
+
+def _accepted(**settings: Any) -> TransformerConfig:
+    """megatron-core's configuration; what it refuses, ``toolkit check`` refuses before it."""
+    try:
+        return TransformerConfig(**settings)
+    except (ValueError, AssertionError) as error:
+        raise ToolkitError(
+            f"megatron-core refuses these settings: {error}",
+            hint="toolkit check says what is wrong, and which values work",
+        ) from error
 
 
 def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None:
