@@ -144,7 +144,7 @@ RANKS = [
          " the nearest are 8 or 16",
          {"global_batch_size": 12}, {"global_batch_size": 16}),
     Case("batch-divides", "global_batch_size",
-         "4 is not a multiple of 8 (micro_batch_size 1 x data_parallel_size 8); the nearest are 8",
+         "4 is not a multiple of 8 (micro_batch_size 1 x data_parallel_size 8); the nearest is 8",
          {"global_batch_size": 4}, {"global_batch_size": 8}),
     Case("batch-divides", "global_batch_size", "9 is not a multiple of 6 (micro_batch_size 6",
          {"global_batch_size": 9, "micro_batch_size": 6}, {"global_batch_size": 12}, ranks=1),
@@ -175,7 +175,7 @@ MATRICES = [
           "model.hidden_size": 96}, {TP: 2}, megatron="num_query_groups .6. must be a multiple"),
     Case("tensor-parallel-divides-the-qkv-projection", TP,
          "8 does not divide the 20 rows of the QKV projection ((8 heads + 2 x 1 groups)"
-         " x kv_channels 2); the nearest are 4",
+         " x kv_channels 2); the nearest is 4",
          {TP: 8, "model.num_query_groups": 1, "model.kv_channels": 2}, {"model.kv_channels": 4}),
     Case("tensor-parallel-divides-the-mlp", TP,
          "4 does not divide ffn_hidden_size 130; the nearest are 2 or 5",
@@ -255,7 +255,7 @@ SEQUENCE = [
          {SP: True}, {TP: 2}, megatron="Cannot use sequence parallelism without tensor"),
     Case("sequence-parallel-divides-the-sequence", SP,
          "the 62 tokens of a rank (seq_length 62 / context_parallel_size 1) are not a multiple of"
-         " tensor_model_parallel_size 4; the nearest seq_length are 60 or 64",
+         " tensor_model_parallel_size 4; with seq_length 60 or 64 they are",
          {TP: 4, SP: True, "seq_length": 62}, {"seq_length": 60}),
     Case("sequence-parallel-divides-the-sequence", SP, "the 14 tokens of a rank",
          {TP: 4, CP: 2, SP: True, "seq_length": 28}, {"seq_length": 32}),

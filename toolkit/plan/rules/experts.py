@@ -8,9 +8,9 @@ from toolkit.plan.rules.rule import (
     SP,
     Found,
     RuleBook,
-    either,
-    nearest_divisors,
-    nearest_multiples,
+    the_nearest,
+    the_nearest_divisors,
+    the_nearest_multiples,
 )
 from toolkit.plan.shape import Run
 
@@ -44,8 +44,7 @@ def expert_parallel_divides_the_experts(run: Run) -> Found:
     if experts is not None and experts % ep:
         yield (
             EP,
-            f"{ep} does not divide num_moe_experts {experts};"
-            f" the nearest are {nearest_divisors(ep, experts)}",
+            f"{ep} does not divide num_moe_experts {experts}; {the_nearest_divisors(ep, experts)}",
         )
 
 
@@ -57,7 +56,7 @@ def expert_tensor_parallel_divides_an_expert(run: Run) -> Found:
         yield (
             ETP,
             f"{etp} does not divide moe_ffn_hidden_size {inner};"
-            f" the nearest are {nearest_divisors(etp, inner)}",
+            f" {the_nearest_divisors(etp, inner)}",
         )
 
 
@@ -69,7 +68,7 @@ def tensor_parallel_divides_the_shared_experts(run: Run) -> Found:
         yield (
             "model.moe_shared_expert_intermediate_size",
             f"{inner} is not a multiple of tensor_model_parallel_size {tp};"
-            f" the nearest are {nearest_multiples(inner, tp)}",
+            f" {the_nearest_multiples(inner, tp)}",
         )
 
 
@@ -148,7 +147,7 @@ def groups_divide_the_experts(run: Run) -> Found:
         yield (
             "model.moe_router_num_groups",
             f"{groups} does not divide num_moe_experts {model.num_moe_experts};"
-            f" the nearest are {nearest_divisors(groups, model.num_moe_experts)}",
+            f" {the_nearest_divisors(groups, model.num_moe_experts)}",
         )
     if chosen > groups:
         yield (
@@ -175,7 +174,7 @@ def chosen_groups_share_the_choice(run: Run) -> Found:
         yield (
             "model.moe_router_topk",
             f"{topk} experts come from {chosen} groups (moe_router_group_topk) of {each} experts,"
-            f" as many from each; the nearest are {either(near)}",
+            f" as many from each; {the_nearest(near)}",
         )
 
 

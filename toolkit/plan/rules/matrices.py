@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.plan.rules.rule import TP, Found, RuleBook, nearest_divisors, nearest_multiples
+from toolkit.plan.rules.rule import TP, Found, RuleBook, the_nearest_divisors, the_nearest_multiples
 from toolkit.plan.shape import Run
 
 RULES = RuleBook()
@@ -18,7 +18,7 @@ def heads_divide_the_hidden_size(run: Run) -> Found:
         yield (
             "model.hidden_size",
             f"{hidden} is not a multiple of num_attention_heads {heads};"
-            f" the nearest are {nearest_multiples(hidden, heads)}, or set kv_channels",
+            f" {the_nearest_multiples(hidden, heads)}, or set kv_channels",
         )
 
 
@@ -30,7 +30,7 @@ def query_groups_divide_the_heads(run: Run) -> Found:
         yield (
             GROUPS,
             f"{groups} does not divide num_attention_heads {heads};"
-            f" the nearest are {nearest_divisors(groups, heads)}",
+            f" {the_nearest_divisors(groups, heads)}",
         )
 
 
@@ -67,8 +67,7 @@ def tensor_parallel_divides_the_heads(run: Run) -> Found:
     if heads % tp:
         yield (
             TP,
-            f"{tp} does not divide num_attention_heads {heads};"
-            f" the nearest are {nearest_divisors(tp, heads)}",
+            f"{tp} does not divide num_attention_heads {heads}; {the_nearest_divisors(tp, heads)}",
         )
 
 
@@ -80,7 +79,7 @@ def tensor_parallel_fits_the_query_groups(run: Run) -> Found:
         yield (
             TP,
             f"{tp} and num_query_groups {groups} must be multiples one of the other;"
-            f" the nearest are {nearest_divisors(tp, groups)}",
+            f" {the_nearest_divisors(tp, groups)}",
         )
 
 
@@ -95,7 +94,7 @@ def tensor_parallel_divides_the_qkv_projection(run: Run) -> Found:
             f"{tp} does not divide the {rows} rows of the QKV projection"
             f" (({model.num_attention_heads} heads + 2 x {model.num_query_groups} groups)"
             f" x kv_channels {model.kv_channels});"
-            f" the nearest are {nearest_divisors(tp, rows, model.num_attention_heads)}",
+            f" {the_nearest_divisors(tp, rows, model.num_attention_heads)}",
         )
 
 
@@ -106,6 +105,5 @@ def tensor_parallel_divides_the_mlp(run: Run) -> Found:
     if inner % tp and not (run.model.moe_layers and all(run.model.moe_layers)):
         yield (
             TP,
-            f"{tp} does not divide ffn_hidden_size {inner};"
-            f" the nearest are {nearest_divisors(tp, inner)}",
+            f"{tp} does not divide ffn_hidden_size {inner}; {the_nearest_divisors(tp, inner)}",
         )

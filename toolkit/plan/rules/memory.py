@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.plan.rules.rule import Found, RuleBook, nearest_divisors
+from toolkit.plan.rules.rule import Found, RuleBook, the_nearest_divisors
 from toolkit.plan.shape import Run, stage_layers
 
 RULES = RuleBook()
@@ -50,7 +50,7 @@ def recomputed_layers_are_there(run: Run) -> Found:
         yield (
             "recompute_num_layers",
             f"uniform cuts the {counts} layers of a part of the pipeline into chunks of {number},"
-            f" and they don't divide; the nearest are {nearest_divisors(number, *sizes)}",
+            f" and they don't divide; {the_nearest_divisors(number, *sizes)}",
         )
 
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from toolkit.plan.rules.ranks import whole_copies
-from toolkit.plan.rules.rule import PP, VPP, Found, RuleBook, nearest_divisors, nearest_multiples
+from toolkit.plan.rules.rule import (
+    PP,
+    VPP,
+    Found,
+    RuleBook,
+    either,
+    nearest_multiples,
+    the_nearest_divisors,
+    the_nearest_multiples,
+)
 from toolkit.plan.shape import Layout, Run
 
 RULES = RuleBook()
@@ -52,8 +61,7 @@ def pipeline_divides_the_layers(run: Run) -> Found:
         sum_ = f"{words} = {total}" if "+" in words else words
         yield (
             PP,
-            f"{run.layout.pp} does not divide {sum_};"
-            f" the nearest are {nearest_divisors(run.layout.pp, total)}",
+            f"{run.layout.pp} does not divide {sum_}; {the_nearest_divisors(run.layout.pp, total)}",
         )
 
 
@@ -69,7 +77,7 @@ def interleaving_divides_the_layers_of_a_rank(run: Run) -> Found:
             VPP,
             f"{layout.vpp} does not divide the {per_rank} layers of a pipeline rank"
             f" ({words}, / pipeline_model_parallel_size {layout.pp});"
-            f" the nearest are {nearest_divisors(layout.vpp, per_rank)}",
+            f" {the_nearest_divisors(layout.vpp, per_rank)}",
         )
 
 
@@ -99,7 +107,7 @@ def uneven_stages_leave_layers_to_the_middle(run: Run) -> Found:
         yield (
             key,
             f"{sums}, and {ranks} ranks between (pipeline_model_parallel_size {run.layout.pp})"
-            f" can't share them evenly; {nearest_multiples(layers, ranks)} could be shared",
+            f" can't share them evenly; {either(nearest_multiples(layers, ranks))} could be shared",
         )
 
 
@@ -111,7 +119,7 @@ def interleaving_divides_uneven_stages(run: Run) -> Found:
         return
     for key, layers in ((FIRST, layout.first_stage_layers), (LAST, layout.last_stage_layers)):
         if layers is not None and layers % vpp:
-            near = nearest_multiples(layers, vpp)
+            near = either(nearest_multiples(layers, vpp))
             yield key, f"{layers} is not a multiple of the {vpp} parts of a rank; {near} are"
     if not _uneven(layout):
         return
@@ -120,7 +128,7 @@ def interleaving_divides_uneven_stages(run: Run) -> Found:
         yield (
             VPP,
             f"{vpp} does not divide the {layers // ranks} layers of a rank between the ends"
-            f" ({layers} / {ranks}); the nearest are {nearest_divisors(vpp, layers // ranks)}",
+            f" ({layers} / {ranks}); {the_nearest_divisors(vpp, layers // ranks)}",
         )
 
 
@@ -149,7 +157,7 @@ def interleaving_has_microbatches_in_groups(run: Run) -> Found:
             "global_batch_size",
             f"{layout.global_batch_size} makes {batches} microbatches, {batches % group} more than"
             f" whole groups of {group}, which is below pipeline_model_parallel_size {layout.pp};"
-            f" the nearest are {nearest_multiples(layout.global_batch_size, group * step)}",
+            f" {the_nearest_multiples(layout.global_batch_size, group * step)}",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from toolkit.plan.rules.rule import Found, RuleBook, nearest_multiples
+from toolkit.plan.rules.rule import Found, RuleBook, the_nearest_multiples
 from toolkit.plan.shape import Run
 
 RULES = RuleBook()
@@ -117,7 +117,7 @@ def matrices_are_aligned(run: Run) -> Found:
             yield (
                 key,
                 f"{words}{shared}, and {recipe} takes multiples of {step};"
-                f" the nearest are {nearest_multiples(size, step * ranks)} in all",
+                f" {the_nearest_multiples(size, step * ranks)} in all",
             )
 
 
@@ -137,5 +137,5 @@ def tokens_are_aligned(run: Run) -> Found:
             "micro_batch_size",
             f"{layout.micro_batch_size} x seq_length {layout.seq_length} / {shared} = {tokens}"
             f" tokens, and {recipe} takes multiples of {step};"
-            f" the nearest are {nearest_multiples(tokens, step)}",
+            f" {the_nearest_multiples(tokens, step)}",
         )

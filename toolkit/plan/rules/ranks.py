@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.plan.rules.rule import EP, Found, RuleBook, nearest_divisors, nearest_multiples
+from toolkit.plan.rules.rule import EP, Found, RuleBook, the_nearest_divisors, the_nearest_multiples
 from toolkit.plan.shape import Layout, Run
 
 RULES = RuleBook()
@@ -23,7 +23,7 @@ def ranks_hold_whole_copies(run: Run) -> Found:
             "parallel",
             f"{layout.world_size} ranks are not a multiple of the {size} that hold one copy of the"
             f" model (tensor {layout.tp} x pipeline {layout.pp} x context {layout.cp});"
-            f" the nearest are {nearest_multiples(layout.world_size, size)} ranks",
+            f" {the_nearest_multiples(layout.world_size, size)} ranks",
         )
 
 
@@ -36,7 +36,7 @@ def ranks_hold_whole_sets_of_experts(run: Run) -> Found:
             EP,
             f"{layout.world_size} ranks are not a multiple of the {size} that hold all experts"
             f" (expert tensor {layout.expert_tp} x expert {layout.ep} x pipeline {layout.pp});"
-            f" the nearest are {nearest_multiples(layout.world_size, size)} ranks",
+            f" {the_nearest_multiples(layout.world_size, size)} ranks",
         )
 
 
@@ -50,7 +50,7 @@ def optimizer_instances_divide_the_copies(run: Run) -> Found:
             "parallel.num_distributed_optimizer_instances",
             f"{instances} does not divide the {shards} ranks that share the optimizer's state"
             f" (data {layout.dp} x context {layout.cp});"
-            f" the nearest are {nearest_divisors(instances, shards)}",
+            f" {the_nearest_divisors(instances, shards)}",
         )
 
 
@@ -65,7 +65,7 @@ def optimizer_instances_divide_the_copies_of_experts(run: Run) -> Found:
             "parallel.num_distributed_optimizer_instances",
             f"{instances} does not divide the {layout.expert_dp} copies of each expert"
             f" ({layout.world_size} ranks / {layout.expert_model_parallel_size} that hold all);"
-            f" the nearest are {nearest_divisors(instances, layout.expert_dp)}",
+            f" {the_nearest_divisors(instances, layout.expert_dp)}",
         )
 
 
@@ -79,5 +79,5 @@ def batch_divides(run: Run) -> Found:
             "global_batch_size",
             f"{layout.global_batch_size} is not a multiple of {step} (micro_batch_size"
             f" {layout.micro_batch_size} x data_parallel_size {layout.dp});"
-            f" the nearest are {nearest_multiples(layout.global_batch_size, step)}",
+            f" {the_nearest_multiples(layout.global_batch_size, step)}",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.plan.shape import Run
@@ -53,17 +53,30 @@ def either(values: Iterable[object]) -> str:
     return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
-def nearest_divisors(value: int, *numbers: int) -> str:
-    """The nearest common divisors of ``numbers`` below and above ``value``, as ``2 or 4``."""
+def nearest_divisors(value: int, *numbers: int) -> list[int]:
+    """The nearest common divisors of ``numbers`` below and above ``value``."""
     common = math.gcd(*numbers)
     divisors = [d for d in range(1, math.isqrt(common) + 1) if common % d == 0]
     divisors += [common // d for d in reversed(divisors) if d * d != common]
-    below = [d for d in divisors if d < value][-1:]
-    above = [d for d in divisors if d > value][:1]
-    return either(below + above)
+    return [d for d in divisors if d < value][-1:] + [d for d in divisors if d > value][:1]
 
 
-def nearest_multiples(value: int, step: int) -> str:
+def nearest_multiples(value: int, step: int) -> list[int]:
     """The nearest multiples of ``step`` below and above ``value``, none of them 0."""
     below = value // step * step
-    return either(m for m in (below, below + step) if m > 0)
+    return [m for m in (below, below + step) if m > 0]
+
+
+def the_nearest(values: Sequence[int]) -> str:
+    """``the nearest is 2``, ``the nearest are 2 or 4``."""
+    return f"the nearest {'is' if len(values) == 1 else 'are'} {either(values)}"
+
+
+def the_nearest_divisors(value: int, *numbers: int) -> str:
+    """Of the divisors that all ``numbers`` have, in words."""
+    return the_nearest(nearest_divisors(value, *numbers))
+
+
+def the_nearest_multiples(value: int, step: int) -> str:
+    """Of the multiples of ``step``, in words."""
+    return the_nearest(nearest_multiples(value, step))

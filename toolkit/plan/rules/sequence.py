@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-from toolkit.plan.rules.rule import CP, SP, Found, RuleBook, nearest_divisors, nearest_multiples
+from toolkit.plan.rules.rule import (
+    CP,
+    SP,
+    Found,
+    RuleBook,
+    either,
+    nearest_divisors,
+    nearest_multiples,
+    the_nearest_multiples,
+)
 from toolkit.plan.shape import Run
 
 RULES = RuleBook()
@@ -21,7 +30,7 @@ def context_parallel_divides_the_sequence(run: Run) -> Found:
             CP,
             f"seq_length {sequence} is not a multiple of {2 * cp} (2 pieces x"
             f" context_parallel_size {cp});"
-            f" the nearest are {nearest_multiples(sequence, 2 * cp)} tokens",
+            f" {the_nearest_multiples(sequence, 2 * cp)} tokens",
         )
 
 
@@ -48,7 +57,7 @@ def sequence_parallel_divides_the_sequence(run: Run) -> Found:
             SP,
             f"the {own} tokens of a rank (seq_length {layout.seq_length} / context_parallel_size"
             f" {layout.cp}) are not a multiple of tensor_model_parallel_size {layout.tp};"
-            f" the nearest seq_length are {nearest_multiples(layout.seq_length, step)}",
+            f" with seq_length {either(nearest_multiples(layout.seq_length, step))} they are",
         )
 
 
@@ -73,7 +82,7 @@ def all_to_all_divides_the_heads(run: Run) -> Found:
             COMM,
             f"{layout.cp_comm_type} deals a rank's {heads} heads and {groups} query groups (of"
             f" {model.num_attention_heads} and {model.num_query_groups}, / tensor {layout.tp}) out"
-            f" to {ranks} ranks; that goes with {nearest_divisors(ranks, heads, groups)},"
+            f" to {ranks} ranks; that goes with {either(nearest_divisors(ranks, heads, groups))},"
             " or with cp_comm_type p2p",
         )
 
