@@ -4,9 +4,9 @@
 
 Runs ``configs/gpu-check.yaml`` stage by stage, as a user would, and prints two tables: how far each
 precision's loss is from the CPU's fp32 run of the same seed, on packed rows too, and tokens/s,
-TFLOP/s, MFU and memory of a 1.0B model. A stage that fails is a row that says so. ``--smoke`` runs
-everything on the CPU with tiny sizes, to see that the script itself works; its figures mean
-nothing.
+TFLOP/s, MFU and memory of a 1.0B model, with what ``toolkit plan`` says of the last two. A stage
+that fails is a row that says so. ``--smoke`` runs everything on the CPU with tiny sizes, to see
+that the script itself works; its figures mean nothing.
 """
 
 import argparse
@@ -17,7 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import ToolkitError
 from toolkit.pipeline.state import read_state
+from toolkit.plan.hardware import Hardware, find_gpu
+from toolkit.plan.measured import calibrate, read_measured
 from toolkit.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,13 +86,28 @@ def throughput_row(stage: str, run_dir: Path) -> str:
         r for r in read_metrics(run_dir / stage) if "tflops_per_second" in r
     ]
     if status != "complete" or not rows:
-        return f"| {stage} | {status} | | | | |"
+        return f"| {stage} | {status} | | | | | | |"
     row = rows[-1]
     mfu = f"{row['mfu']:.1%}" if row.get("mfu") is not None else "unknown peak"
     return (
         f"| {stage} | {row['tokens_per_second']:,.0f} | {row['tflops_per_second']:,.0f} | {mfu}"
-        f" | {row['seconds_per_step']:.3f} | {row['memory_gib']:.1f} |"
+        f" | {row['seconds_per_step']:.3f} | {row['memory_gib']:.1f} | {planned(run_dir / stage)} |"
     )
+
+
+def planned(stage: Path) -> str:
+    """Seconds of a step and GiB by plan, and the sustained share that would explain the seconds."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "- | -"
+    try:
+        hardware = Hardware(find_gpu(torch.cuda.get_device_name()))
+        found = calibrate(read_measured(stage)[0], hardware)
+    except ToolkitError as error:
+        return f"{error.message} | -"
+    told = f"{found.estimated_seconds:.3f} ({found.sustained:.2f} sustained)"
+    return f"{told} | {found.estimated_gib:.1f}"
 
 
 def main() -> None:
@@ -111,8 +129,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for stage in PARITY:
         print(parity_row(stage, run_dir))
-    print("\n| 1.0B model | tokens/s | TFLOP/s | MFU | s/step | GiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "\n| 1.0B model | tokens/s | TFLOP/s | MFU | s/step | GiB | planned s/step | planned GiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for stage in THROUGHPUT:
         print(throughput_row(stage, run_dir))
     print(f"\nrun: {run_dir}")

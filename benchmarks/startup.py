@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py [--runs 10]
 
-The limits it is held to: ``--help`` under 0.4 s, ``check configs/mini.yaml`` under 0.6 s.
+The limits it is held to: ``--help`` under 0.4 s, ``check`` and ``plan`` of
+configs/mini.yaml under 0.6 s.
 """
 
 import argparse
@@ -18,6 +19,13 @@ COMMANDS: dict[str, list[str]] = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "toolkit --help": [str(TOOLKIT), "--help"],
     "toolkit check configs/mini.yaml": [str(TOOLKIT), "check", "configs/mini.yaml"],
+    "toolkit plan configs/mini.yaml --cluster dgx-h100": [
+        str(TOOLKIT),
+        "plan",
+        "configs/mini.yaml",
+        "--cluster",
+        "dgx-h100",
+    ],
 }
 
 

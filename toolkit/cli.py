@@ -10,6 +10,7 @@ import typer
 
 from toolkit.cli_cluster import cluster
 from toolkit.cli_data import data
+from toolkit.cli_plan import plan
 from toolkit.cli_preflight import preflight
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.verbs import console, verb
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(cluster)
 app.add_typer(preflight)
+app.add_typer(plan)
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a stage failed, 2 a mistake in the file or the command, 130 interrupted."

@@ -69,7 +69,8 @@ def test_what_is_installed_brings_nothing_that_is_not_pinned(name: str) -> None:
 
 def third_party_imports(folder: Path) -> Iterator[tuple[str, Path]]:
     """(top-level module, file) of each import of something that is neither Python's nor ours."""
-    ours = {"toolkit", "megatron", *(p.stem for p in folder.rglob("*.py"))}
+    shared = (path for each in (folder, ROOT / "tests" / "plan") for path in each.rglob("*.py"))
+    ours = {"toolkit", "megatron", *(path.stem for path in shared)}
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []

@@ -179,8 +179,14 @@ def test_the_profile_s_threads_win_over_the_cores(tmp_path: Path) -> None:
 def test_cuda_connections_follow_the_layout(tmp_path: Path) -> None:
     line = "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
     assert line in rendered(tmp_path, profile(GPU))["base"].text
-    one = TEXT.replace("tensor_model_parallel_size: 2", "tensor_model_parallel_size: 1")
-    assert line not in rendered(tmp_path, profile(GPU), one)["base"].text
+    degrees = {
+        "tensor_model_parallel_size: 1": False,
+        "context_parallel_size: 2": True,
+        "pipeline_model_parallel_size: 2": False,
+    }
+    for degree, one in degrees.items():
+        text = TEXT.replace("tensor_model_parallel_size: 2", degree)
+        assert (line in rendered(tmp_path, profile(GPU), text)["base"].text) is one
 
 
 def test_the_value_of_a_secret_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

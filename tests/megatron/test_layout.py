@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from toolkit.errors import ToolkitError
 from toolkit.megatron.config import ModelConfig, PretrainConfig, TrainedModel
 from toolkit.megatron.flops import flops_per_token, peak_tflops
-from toolkit.megatron.layout import layout_of, layout_problems, padded_vocab_size
+from toolkit.megatron.layout import layout_of, padded_vocab_size
 
 MODEL = {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 8, "num_query_groups": 2}
 
@@ -34,37 +34,21 @@ def test_what_follows_from_a_layout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "ranks", "key", "message"),
+    ("settings", "ranks", "message"),
     [
-        ({"parallel": parallel(tensor=3)}, 3, "parallel.tensor_model_parallel_size",
-         "3 does not divide num_attention_heads 8; valid are 1, 2, 4, 8"),
-        ({"parallel": parallel(pipeline=3)}, 3, "parallel.pipeline_model_parallel_size",
-         "3 does not divide num_layers 8; valid are 1, 2, 4, 8"),
-        ({"parallel": parallel(pipeline=2, virtual=3)}, 2,
-         "parallel.virtual_pipeline_model_parallel_size",
-         "3 does not divide the 4 layers of a pipeline rank"),
-        ({"parallel": parallel(tensor=2, pipeline=2)}, 6, "parallel",
+        ({"parallel": parallel(tensor=2, pipeline=2)}, 6,
          "6 ranks are not a multiple of the 4 that hold one copy of the model"),
-        ({"micro_batch_size": 4, "global_batch_size": 20}, 2, "global_batch_size",
-         "20 is not a multiple of 8 (micro_batch_size 4 x data_parallel_size 2); 16 is"),
-        ({"parallel": parallel(pipeline=2, virtual=2), "global_batch_size": 12}, 2,
-         "global_batch_size", "makes 3, 8 makes 2"),
-        ({"parallel": parallel(pipeline=4), "recompute_granularity": "full",
-          "recompute_method": "block", "recompute_num_layers": 3}, 4, "recompute_num_layers",
-         "3 is more than the 2 layers"),
+        ({"parallel": {"expert_model_parallel_size": 4}, "model": {**MODEL, "num_moe_experts": 4}},
+         6, "6 ranks are not a multiple of the 4 that hold one copy of the experts"),
+        ({"micro_batch_size": 4, "global_batch_size": 20}, 2,
+         r"global_batch_size 20 is not a multiple of 8 .micro_batch_size 4 x data_parallel_size 2"),
     ],
 )  # fmt: skip
-def test_what_does_not_divide_is_named(
-    settings: dict[str, Any], ranks: int, key: str, message: str
+def test_a_number_of_ranks_that_does_not_fit(
+    settings: dict[str, Any], ranks: int, message: str
 ) -> None:
-    problems = list(layout_problems(config(**settings), ranks))
-    assert any(key == where and message in what for where, what in problems), problems
-    with pytest.raises(ToolkitError, match="does not work on"):
+    with pytest.raises(ToolkitError, match=message):
         layout_of(config(**settings), ranks)
-
-
-def test_tensor_parallel_ranks_may_share_key_value_heads() -> None:
-    assert not list(layout_problems(config(parallel=parallel(tensor=4)), 4))
 
 
 @pytest.mark.parametrize(
@@ -81,21 +65,12 @@ def test_padding_does_not_depend_on_a_power_of_two(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"model": {**MODEL, "num_query_groups": 3}}, "valid are the divisors of 8"),
-        ({"model": {**MODEL, "hidden_size": 60}}, "not a multiple of num_attention_heads 8"),
-        ({"model": {**MODEL, "max_position_embeddings": 32}, "seq_length": 64},
-         "seq_length 64 is longer than the model's max_position_embeddings 32"),
         ({"lr_warmup_iters": 100}, "lr_warmup_iters 100 must be below lr_decay_iters 100"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "min_lr 0.001 is above lr 0.0001"),
         ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 99, "lr_warmup_iters": 5},
          "more than the 95 iterations after the warm-up"),
-        ({"global_batch_size": 7, "micro_batch_size": 4}, "not a multiple of micro_batch_size 4"),
         ({"split": "0,1"}, "nothing to train on"),
         ({"split": "most of it"}, "String should match pattern"),
-        ({"recompute_granularity": "full"}, "needs recompute_method"),
-        ({"recompute_num_layers": 1}, "go with recompute_granularity full only"),
-        ({"fp8": "hybrid", "precision": "fp16"}, "fp8 goes with precision bf16"),
-        ({"parallel": {"virtual_pipeline_model_parallel_size": 2}}, "interleaves"),
         ({"data_parallel_size": 2}, "Extra inputs are not permitted"),
     ],
 )  # fmt: skip
@@ -132,6 +107,25 @@ def test_operations_of_a_known_model() -> None:
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     attention = 6 * 32 * 4096 * 4096
     assert flops_per_token(llama, 4096, 32000) == pytest.approx(6 * weights + attention)
+
+
+def test_operations_of_experts() -> None:
+    """Of Mixtral's eight experts a token goes through two: 12.9e9 weights with the attention's."""
+    mixtral = ModelConfig(
+        num_layers=32,
+        hidden_size=4096,
+        num_attention_heads=32,
+        num_query_groups=8,
+        ffn_hidden_size=14336,
+        num_moe_experts=8,
+    )
+    weights = 32 * (2.5 * 4096**2 + 2 * 3 * 4096 * 14336) + 4096 * 32000
+    attention = 6 * 32 * 4096 * 4096
+    assert flops_per_token(mixtral, 4096, 32000) == pytest.approx(6 * weights + attention)
+    every_second = mixtral.model_copy(update={"moe_layer_freq": 2})
+    less = 6 * 16 * 3 * 4096 * 14336
+    whole = flops_per_token(mixtral, 4096, 32000)
+    assert flops_per_token(every_second, 4096, 32000) == pytest.approx(whole - less)
 
 
 def test_the_peak_of_known_gpus() -> None:

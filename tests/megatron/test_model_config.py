@@ -10,12 +10,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from pretrain_runs import GPT2, LLAMA, VOCAB
 
 from toolkit.errors import ToolkitError
-from toolkit.megatron import model as built
+from toolkit.megatron import transformer as built
 from toolkit.megatron.config import ModelConfig, ParallelConfig
 from toolkit.megatron.distributed import process_groups
 from toolkit.megatron.initialize import initialize_weights
-from toolkit.megatron.model import build_model, transformer_config
+from toolkit.megatron.model import build_model
 from toolkit.megatron.settings import NumericsSettings
+from toolkit.megatron.transformer import transformer_config
 
 GPU = torch.device("cuda", 0)
 

@@ -47,13 +47,23 @@ def refused(kind: type[ToolkitError], *parts: str, make: Callable[[], object]) -
     return caught.value
 
 
-def test_a_layout_that_does_not_divide(stage_context: MakeContext, dataset: Path) -> None:
+def test_ranks_that_hold_no_whole_copies(stage_context: MakeContext, dataset: Path) -> None:
     context = stage_context("base", "pretrain", corpus=dataset)
     context.world_size = 3
     refused(
         ToolkitError,
-        "tensor_model_parallel_size: 3 does not divide num_attention_heads 4; valid are 1, 2, 4",
-        make=lambda: pretrain(context, "corpus", parallel={"tensor_model_parallel_size": 3}),
+        "3 ranks are not a multiple of the 2 that hold one copy of the model",
+        make=lambda: pretrain(context, "corpus", parallel={"tensor_model_parallel_size": 2}),
+    )
+
+
+def test_settings_that_nobody_checked(stage_context: MakeContext, dataset: Path) -> None:
+    """A run that went around ``toolkit check`` ends with megatron-core's own words."""
+    context = stage_context("base", "pretrain", corpus=dataset)
+    refused(
+        ToolkitError,
+        "megatron-core refuses these settings: Using recompute_granularity: full",
+        make=lambda: pretrain(context, "corpus", recompute_granularity="full"),
     )
 
 
@@ -62,7 +72,7 @@ def test_a_batch_that_does_not_divide(stage_context: MakeContext, dataset: Path)
     context.world_size = 3
     refused(
         ToolkitError,
-        "global_batch_size: 8 is not a multiple of 6",
+        "global_batch_size 8 is not a multiple of 6",
         make=lambda: pretrain(context, "corpus"),
     )
 

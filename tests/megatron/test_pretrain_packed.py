@@ -294,6 +294,8 @@ def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows of 32 tokens, and seq_length is 16") as caught:
         build(folder, tmp_path / "work", seq_length=16)
     assert "seq_length: 32" in str(caught.value)
+    with pytest.raises(DataError, match="context_parallel_size 2 cuts every row"):
+        build(folder, tmp_path / "cut", parallel={"context_parallel_size": 2})
     lying = make_packed(tmp_path / "lying", {"text_document": 60}, seq_length=16)
     with pytest.raises(DataError, match="not packed into rows of 16 tokens"):
         build(lying, tmp_path / "work2", seq_length=16)

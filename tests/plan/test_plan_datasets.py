@@ -57,6 +57,15 @@ def test_data_that_is_split_already(tmp_path: Path) -> None:
     assert problems(tmp_path, "stages.base.split='9,1'", "stages.base.data=corpus") == []
 
 
+@pytest.mark.parametrize(("data", "refused"), [("rows", True), ("mix", True), ("corpus", False)])
+def test_rows_that_context_parallelism_would_cut(tmp_path: Path, data: str, refused: bool) -> None:
+    cut = "stages.base.parallel={context_parallel_size: 2}"
+    found = problems(tmp_path, cut, f"stages.base.data={data}")
+    keys = {key for key, _, _ in found}
+    assert keys == ({"stages.base.parallel.context_parallel_size"} if refused else set())
+    assert all("hold several examples" in message for _, message, _ in found)
+
+
 def test_a_cycle_and_nonsense_end(tmp_path: Path) -> None:
     stages = {
         "a": {"kind": "blend", "data": ["b", 3, ["c"]]},
@@ -65,3 +74,13 @@ def test_a_cycle_and_nonsense_end(tmp_path: Path) -> None:
     }
     assert [name for name, _ in makers(stages, "a")] == ["a", "b"]
     assert problems(tmp_path, "stages.parts.data=rows")
+
+
+@pytest.mark.parametrize("experts", [None, 4])
+def test_a_model_that_can_not_be_exported(tmp_path: Path, experts: int | None) -> None:
+    overrides = ["stages.model={kind: export, checkpoint: base}", "stages.base.data=corpus"]
+    if experts:
+        overrides.append(f"stages.base.model.num_moe_experts={experts}")
+    found = problems(tmp_path, *overrides)
+    assert [key for key, _, _ in found] == (["stages.model.checkpoint"] if experts else [])
+    assert all("no architecture with experts" in message for _, message, _ in found)

@@ -58,6 +58,19 @@ def test_the_sums_are_right(tmp_path: Path) -> None:
     assert found.detail["vocabulary"] == "1,000 tokens, 1,024 rows in the embedding"
 
 
+def test_sequences_and_experts_are_in_the_sum(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path,
+        "stages.base.model.num_moe_experts=4",
+        "stages.base.parallel={context_parallel_size: 2, expert_model_parallel_size: 4}",
+        "stages.base.resources.ntasks_per_node=8",
+    )["base"]
+    assert found.detail["ranks"] == (
+        "8 = tensor 1 x pipeline 1 x context 2 x data 4;"
+        " of experts: tensor 1 x expert 4 x pipeline 1 x data 2"
+    )
+
+
 def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> None:
     assert plan(tmp_path)["base"].ranks == 1
     assert plan(tmp_path, "stages.base.parallel={tensor_model_parallel_size: 2}")["base"].ranks == 2
@@ -69,7 +82,7 @@ def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> 
         (
             ["parallel={tensor_model_parallel_size: 3}"],
             "parallel.tensor_model_parallel_size",
-            "1, 2, 4",
+            "the nearest are 2 or 4",
         ),
         (
             ["parallel={pipeline_model_parallel_size: 3}"],
@@ -82,9 +95,9 @@ def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> 
             "parallel",
             "not a multiple",
         ),
-        (["micro_batch_size=3"], "", "micro_batch_size 3"),
-        (["model.num_query_groups=3"], "model", "divisors of 4"),
-        (["seq_length=256"], "", "max_position_embeddings"),
+        (["micro_batch_size=3"], "global_batch_size", "micro_batch_size 3"),
+        (["model.num_query_groups=3"], "model.num_query_groups", "the nearest are 2 or 4"),
+        (["seq_length=256"], "seq_length", "max_position_embeddings"),
     ],
 )
 def test_what_does_not_divide_is_named(

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError, Problem
 from toolkit.launch import slurm
 from toolkit.launch.cluster import Cluster
+from toolkit.launch.machine import machine_of
 from toolkit.launch.named import named
 from toolkit.launch.rendered import RenderedJob
 from toolkit.pipeline.loading import Loaded, load_pipeline
@@ -45,7 +46,7 @@ def load_for(
     """
 
     def check(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
-        yield from stage_problems(name, config, source)
+        yield from stage_problems(name, config, source, machine_of(cluster))
         for key, message in resource_problems(config, cluster):
             yield source.problem(("stages", name, "resources", key), message)
 

@@ -14,11 +14,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError, Problem, ToolkitError
 from toolkit.launch.network import PRESETS, Network
-from toolkit.launch.profile_values import SECRET, Line, Option, SecretName, Variable
+from toolkit.launch.profile_values import SECRET, Line, Option, SecretName, Variable, Version
 from toolkit.pipeline.loading import read_extended
 from toolkit.pipeline.problems import problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
+from toolkit.plan.config import Planning
 from toolkit.preflight.config import Preflight
 from toolkit.quantities import Memory, Name, TimeLimit
 from toolkit.share import share
@@ -74,6 +75,16 @@ class Container(Settings):
         return self
 
 
+class Software(Settings):
+    """What the image has, or the nodes where no container is used; for ``toolkit check`` alone."""
+
+    transformer_engine: Version | None = Field(
+        default=None, description="TransformerEngine's version: FP8 recipes need a new one."
+    )
+    cuda: Version | None = Field(default=None, description="CUDA's version: 12.9.")
+    torch: Version | None = Field(default=None, description="PyTorch's version.")
+
+
 class Cluster(Settings):
     """A Slurm cluster, and how jobs are sent to it."""
 
@@ -115,6 +126,9 @@ class Cluster(Settings):
     container: Container = Field(default=Container(), description="What the ranks run in.")
     modules: list[Name] = Field(default=[], description="Environment modules to load.")
     prolog: list[Line] = Field(default=[], description="Lines of bash to run before the ranks.")
+    software: Software = Field(
+        default=Software(), description="Versions that FP8 and fused kernels depend on."
+    )
     environment: dict[Variable, str | int] = Field(
         default={}, description="Of every rank; wins over the network's preset."
     )
@@ -164,6 +178,9 @@ class Cluster(Settings):
 
     preflight: Preflight = Field(
         default=Preflight(), description="What nodes are asked before they work."
+    )
+    planning: Planning = Field(
+        default=Planning(), description="For toolkit plan: prices, power, and measured constants."
     )
 
     @model_validator(mode="after")

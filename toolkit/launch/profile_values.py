@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
+from packaging.version import InvalidVersion
+from packaging.version import Version as Parsed
 from pydantic import AfterValidator
 
 from toolkit.pipeline.problems import HiddenValueError
@@ -94,6 +96,15 @@ def _valid_option(text: str) -> str:
     return text
 
 
+def _valid_version(text: str) -> str:
+    try:
+        Parsed(text)
+    except InvalidVersion:
+        raise ValueError("must be a version in quotes, such as '2.8.0' or '12.9'") from None
+    return text
+
+
+Version = Annotated[str, AfterValidator(_valid_version)]
 Variable = Annotated[str, AfterValidator(_valid_variable)]
 SecretName = Annotated[str, AfterValidator(_valid_secret)]
 Line = Annotated[str, AfterValidator(_valid_line)]

@@ -28,6 +28,7 @@ from toolkit.launch.going_on import GOING_ON
 from toolkit.launch.render import Target, render_job
 from toolkit.launch.rendered import RenderedJob, whole_name
 from toolkit.launch.sending import send
+from toolkit.launch.sizing import memory_warnings
 from toolkit.launch.spec import LaunchSpec, run_specs
 from toolkit.launch.submissions import (
     Submission,
@@ -133,7 +134,7 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     refused = refusals([render(spec, target) for spec in specs])
     if refused:
         raise ConfigError(refused)
-    notes += _notes(cluster, run, loaded)
+    notes += _notes(cluster, run, loaded) + memory_warnings(loaded, cluster)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
     return loaded, notes

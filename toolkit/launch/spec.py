@@ -135,13 +135,18 @@ def _phases(whole: LaunchSpec, phases: Sequence[str]) -> list[LaunchSpec]:
 def layout_environment(config: StageConfig) -> dict[str, str]:
     """What must stand in the environment before Python starts, by the parallel layout.
 
-    Megatron-core wants one connection with tensor parallelism on GPUs before Blackwell: kernels
-    then run in the order in which they were launched, and communication overlaps computation
-    (``megatron/core/model_parallel_config.py``; newer GPUs don't mind it).
+    Megatron-core wants one connection with tensor or context parallelism on GPUs before Blackwell:
+    kernels then run in the order in which they were launched, and communication overlaps
+    computation (``megatron/core/model_parallel_config.py``; newer GPUs don't mind it). Where
+    experts' tokens travel meanwhile, more connections serve better (Megatron-LM's
+    ``arguments.py``), and none is set.
     """
-    if isinstance(config, PretrainConfig) and config.parallel.tensor_model_parallel_size > 1:
-        return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    return {}
+    if not isinstance(config, PretrainConfig):
+        return {}
+    parallel = config.parallel
+    shared = parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1
+    in_order = shared and not parallel.overlap_moe_expert_parallel_comm
+    return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if in_order else {}
 
 
 def run_specs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,22 @@ class Batch:
     position_ids: Tensor
     cu_seqlens: Tensor | None = None
     """Of packed rows: where the examples of all rows begin and end, (examples + 1,)."""
+
+
+def of_rank(batch: Batch, rank: int, ranks: int) -> Batch:
+    """What a context-parallel rank has of every sequence: the pieces ``rank`` and, from the end,
+    ``rank`` again of 2 x ``ranks``, so that all ranks attend to as many tokens
+    (``get_batch_on_this_cp_rank`` of megatron-core).
+    """
+    if ranks == 1:
+        return batch
+
+    def own(tensor: Tensor) -> Tensor:
+        pieces = tensor.chunk(2 * ranks, dim=1)
+        return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]], dim=1)
+
+    names = ("tokens", "labels", "loss_mask", "position_ids")
+    return replace(batch, **{name: own(getattr(batch, name)) for name in names})
 
 
 class Samples(torch.utils.data.Dataset[dict[str, Tensor]]):

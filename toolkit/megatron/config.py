@@ -6,11 +6,14 @@ from the ranks and the batch sizes (see ``toolkit.megatron.layout``).
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from toolkit.artifacts import ArtifactType
+from toolkit.megatron.experts import ExpertSettings
+from toolkit.megatron.parallel import ParallelConfig
 from toolkit.megatron.settings import (
     BatchSettings,
     CheckpointSettings,
@@ -22,10 +25,12 @@ from toolkit.megatron.settings import (
     OptimizerSettings,
     Positive,
 )
-from toolkit.stage import Operational, Settings, StageConfig, StageKind
+from toolkit.stage import Operational, StageConfig, StageKind
+
+__all__ = ["STAGES", "ModelConfig", "ParallelConfig", "PretrainConfig", "TrainedModel"]
 
 
-class ModelConfig(Settings):
+class ModelConfig(ExpertSettings):
     """The shape of a GPT model, as ``TransformerConfig`` and ``GPTModel`` of megatron-core name it.
 
     The defaults are those of the Llama family; ``configs/models/`` has both families.
@@ -89,6 +94,11 @@ class ModelConfig(Settings):
         default=0.02,
         description="Standard deviation of new weights; output layers use std/sqrt(2 layers).",
     )
+    vocab_size: Annotated[int | None, Field(ge=1), Operational()] = Field(
+        default=None,
+        description="Tokens of the published model's tokenizer: what a plan reckons with where no"
+        " stage makes one. A run takes its own tokenizer's.",
+    )
     make_vocab_size_divisible_by: Count = Field(
         default=128,
         description="The embedding is padded to a multiple of this (and of the TP size).",
@@ -113,25 +123,19 @@ class ModelConfig(Settings):
             return max(1, int(4 * self.hidden_size * 2 / 3) // 64) * 64
         return 4 * self.hidden_size
 
-    @model_validator(mode="after")
-    def _dimensions_fit(self) -> Self:
-        heads, groups = self.num_attention_heads, self.query_groups
-        if self.kv_channels is None and self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads};"
-                " make it one, or set kv_channels"
-            )
-        if heads % groups:
-            raise ValueError(
-                f"num_attention_heads {heads} is not a multiple of num_query_groups {groups};"
-                f" valid are the divisors of {heads}"
-            )
-        if self.position_embedding_type == "rope" and int(self.head_size * self.rotary_percent) % 2:
-            raise ValueError(
-                f"rotary positions turn pairs of channels: kv_channels {self.head_size}"
-                f" x rotary_percent {self.rotary_percent} must be even"
-            )
-        return self
+    @property
+    def expert_ffn_size(self) -> int:
+        """Inner width of one expert, the default filled in."""
+        return self.moe_ffn_hidden_size or self.ffn_size
+
+    @property
+    def moe_layers(self) -> list[bool]:
+        """For each layer whether it has experts; empty in a dense model."""
+        if self.num_moe_experts is None:
+            return []
+        if isinstance(self.moe_layer_freq, list):
+            return [bool(layer) for layer in self.moe_layer_freq]
+        return [layer % self.moe_layer_freq == 0 for layer in range(self.num_layers)]
 
 
 class TrainedModel(ModelConfig):
@@ -143,42 +147,9 @@ class TrainedModel(ModelConfig):
     @classmethod
     def of(cls, model: ModelConfig, vocab_size: int, padded_vocab_size: int) -> Self:
         """The description of ``model`` with this vocabulary."""
-        shape = {name: getattr(model, name) for name in ModelConfig.model_fields}
+        names = ModelConfig.model_fields.keys() - {"vocab_size"}
+        shape = {name: getattr(model, name) for name in names}
         return cls(**shape, vocab_size=vocab_size, padded_vocab_size=padded_vocab_size)
-
-
-class ParallelConfig(Settings):
-    """How the model is cut over the ranks; what is left over is data parallelism."""
-
-    tensor_model_parallel_size: Count = Field(
-        default=1, description="Ranks that share every layer's matrices."
-    )
-    pipeline_model_parallel_size: Count = Field(
-        default=1, description="Ranks in a row, each with a part of the layers."
-    )
-    virtual_pipeline_model_parallel_size: Count | None = Field(
-        default=None,
-        description="Parts of the layers on each pipeline rank (the interleaved schedule).",
-    )
-
-    @property
-    def model_parallel_size(self) -> int:
-        """Ranks that hold one copy of the model."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
-
-    @property
-    def model_chunks(self) -> int:
-        """Parts of the model on each rank: 1 without the interleaved schedule."""
-        return self.virtual_pipeline_model_parallel_size or 1
-
-    @model_validator(mode="after")
-    def _interleaving_needs_a_pipeline(self) -> Self:
-        if self.model_chunks > 1 and self.pipeline_model_parallel_size == 1:
-            raise ValueError(
-                "virtual_pipeline_model_parallel_size interleaves the parts of a pipeline: it needs"
-                " pipeline_model_parallel_size of 2 or more"
-            )
-        return self
 
 
 class PretrainConfig(
@@ -205,23 +176,13 @@ class PretrainConfig(
         return "checkpoint"
 
     def minimum_ranks(self) -> int:
-        """One data-parallel copy of the model."""
-        return self.parallel.model_parallel_size
+        """The fewest ranks that hold whole copies of the model, and of all experts."""
+        return math.lcm(self.parallel.model_parallel_size, self.parallel.expert_ranks)
 
     @property
     def sequence(self) -> int:
         """Tokens of a sequence, the default filled in."""
         return self.seq_length or self.model.max_position_embeddings
-
-    @model_validator(mode="after")
-    def _sequence_fits(self) -> Self:
-        longest = self.model.max_position_embeddings
-        if self.sequence > longest:
-            raise ValueError(
-                f"seq_length {self.sequence} is longer than the model's max_position_embeddings"
-                f" {longest}; shorten the one or raise the other"
-            )
-        return self
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from megatron.core.models import backends
+from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random as mcore_random
 from megatron.core.transformer import transformer_block
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
@@ -66,6 +68,7 @@ def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def make(*args: Any, **kwargs: Any) -> Tensor:
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)  # for copies to a GPU, and refused where there is none
         return factory(*args, **kwargs)
 
     return make
@@ -92,14 +95,46 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 class _NoStream:
-    """Stands in for a CUDA stream: work on a CPU is done when it is called."""
+    """Stands in for a CUDA stream and its events: work on a CPU is done when it is called."""
 
     def wait_stream(self, other: object) -> None:
         """Do nothing."""
 
+    def record_event(self) -> _NoStream:
+        """The event that this much is done, which it is."""
+        return self
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+
+_NO_STREAM = _NoStream()
+
 
 def _no_stream(device: object = None) -> _NoStream:
-    return _NoStream()
+    return _NO_STREAM
+
+
+def _tokens_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+class Norm:
+    """torch's norms, also under sequence parallelism, which megatron-core's wrapper refuses.
+
+    Each tensor-parallel rank then sees some of the tokens only; the mark on the weights has
+    ``finalize_model_grads`` add up their gradients.
+    """
+
+    def __new__(
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object
+    ) -> Any:
+        """Make a ``torch.nn.LayerNorm`` or ``RMSNorm`` over the last dimension."""
+        rms = config.normalization == "RMSNorm"
+        norm = (torch.nn.RMSNorm if rms else torch.nn.LayerNorm)(hidden_size, eps=eps)
+        for weight in norm.parameters():
+            setattr(weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
+        return norm
 
 
 def _manual_seed(seed: int) -> None:
@@ -155,8 +190,16 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (mcore_random, "_set_cuda_rng_state", _set_rng_state),
     (mcore_random, "CudaRNGStatesTracker", CpuRNGStatesTracker),
     # Where apex and TransformerEngine are installed (NVIDIA's images), these are CUDA kernels.
-    (backends, "LNImpl", WrappedTorchNorm),
-    (transformer_block, "LayerNormImpl", WrappedTorchNorm),
+    (backends, "LNImpl", Norm),
+    (backends, "WrappedTorchNorm", Norm),
+    (gpt_layer_specs, "LNImpl", Norm),
+    (transformer_block, "LayerNormImpl", Norm),
+    # 0.16.1 forgets to define it without TransformerEngine.
+    (moe_utils, "te_general_gemm", None),
+    # Tokens to experts: the sizes of the pieces are brought to the CPU on a stream of its own.
+    (torch.cuda, "Stream", _no_stream),
+    (torch.cuda, "stream", contextlib.nullcontext),
+    (token_dispatcher, "maybe_move_tensor_to_cpu", _tokens_on_cpu),
     # Without TransformerEngine the optimizer is torch's AdamW, which has its steps in a tensor for
     # each weight. Loading looks for it among the sharded tensors, where it is not; and gives all
     # weights one tensor, which would then count the step of every one of them.

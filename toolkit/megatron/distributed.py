@@ -6,12 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import distributed
 
+from toolkit.errors import ToolkitError
 from toolkit.megatron import cpu
 from toolkit.megatron.config import ParallelConfig
 
@@ -40,17 +42,49 @@ def process_groups(
     where = _select_device(device, local_rank)
     _initialize(where, timeout)
     try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-            distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
-        )
+        initialize_groups(parallel, max(1, int(timeout.total_seconds() // 60)))
         seed_everything(seed)
         yield where
     finally:
         parallel_state.destroy_model_parallel()
         distributed.destroy_process_group()
+
+
+def initialize_groups(parallel: ParallelConfig, minutes: int, *, gloo: bool = True) -> None:
+    """Megatron's groups of a layout, on a world that is there already.
+
+    Args:
+        parallel: the layout.
+        minutes: how long a collective may wait.
+        gloo: whether to make groups on the host's memory beside those on the GPUs.
+
+    Raises:
+        ToolkitError: megatron-core orders groups of groups with einops, which is not installed.
+    """
+    nested = parallel.num_distributed_optimizer_instances > 1
+    if (nested or parallel.hierarchical_context_parallel_sizes) and not find_spec("einops"):
+        raise ToolkitError(
+            "num_distributed_optimizer_instances and hierarchical_context_parallel_sizes need the"
+            " package einops, which is not installed here",
+            hint="pip install einops",
+        )
+    names = (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "context_parallel_size",
+        "hierarchical_context_parallel_sizes",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        "num_distributed_optimizer_instances",
+    )
+    parallel_state.initialize_model_parallel(
+        **{name: getattr(parallel, name) for name in names},
+        virtual_pipeline_model_parallel_size=(
+            parallel.model_chunks if parallel.model_chunks > 1 else None
+        ),
+        distributed_timeout_minutes=minutes,
+        create_gloo_process_groups=gloo,
+    )
 
 
 def seed_everything(seed: int) -> None:

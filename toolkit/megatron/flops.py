@@ -13,20 +13,29 @@ def flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> flo
     - QKV and output projections: ``2 h (q + 2 kv) + 2 q h``, with q and kv the widths of all query
       and of all key (or value) heads;
     - scores and weighted sum, causal: ``2 x 2 q s / 2``;
-    - MLP: ``2 h f`` per matrix, three matrices when gated, else two;
+    - MLP: ``2 h f`` per matrix, three matrices when gated, else two; in a layer with experts
+      those that a token goes to and the shared ones (the router is left out);
     - logits: ``2 h V``.
 
-    This is ``num_floating_point_operations`` of Megatron-LM's ``training.py`` for dense models,
-    whose attention counts half the square since 2025, as here.
+    This is ``num_floating_point_operations`` of Megatron-LM's ``training.py``, whose attention
+    counts half the square since 2025, as here.
     """
     hidden, layers = model.hidden_size, model.num_layers
     query = model.num_attention_heads * model.head_size
     key = model.query_groups * model.head_size
     projections = 2 * hidden * (query + 2 * key) + 2 * query * hidden
     attention = 2 * query * seq_length
-    mlp = 2 * hidden * model.ffn_size * (3 if model.gated_linear_unit else 2)
-    forward = layers * (projections + attention + mlp) + 2 * hidden * vocab_size
+    mlps = 2 * hidden * _inner_widths(model) * (3 if model.gated_linear_unit else 2)
+    forward = layers * (projections + attention) + mlps + 2 * hidden * vocab_size
     return 3.0 * forward
+
+
+def _inner_widths(model: ModelConfig) -> int:
+    """What a token goes through in the MLPs of all layers together."""
+    experts = sum(model.moe_layers)
+    shared = model.moe_shared_expert_intermediate_size or 0
+    active = model.moe_router_topk * model.expert_ffn_size + shared
+    return (model.num_layers - experts) * model.ffn_size + experts * active
 
 
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (

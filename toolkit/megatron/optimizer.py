@@ -18,7 +18,11 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import distributed
 
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.model import DTYPES
+from toolkit.megatron.transformer import DTYPES
+
+STATE = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+STATE_DTYPES = DTYPES | {"fp8": torch.uint8}
+"""TransformerEngine's optimizer keeps FP8 in bytes."""
 
 
 class NonFiniteGradient(Exception):
@@ -43,6 +47,12 @@ def build_optimizer(
         adam_eps=config.adam_eps,
         clip_grad=config.clip_grad,
         use_distributed_optimizer=config.use_distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+        use_precision_aware_optimizer=config.use_precision_aware_optimizer,
+        **{name: STATE_DTYPES[getattr(config, name)] for name in STATE},
+        fp8_recipe=config.fp8_recipe if config.fp8 else None,
+        # MXFP8 weights have no place in the buffer that is gathered: the gradients' serves.
+        reuse_grad_buf_for_mxfp8_param_ag=config.fp8_param and config.fp8_recipe == "mxfp8",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         params_dtype=DTYPES[precision],
@@ -107,14 +117,23 @@ def learning_rate(optimizer: ChainedOptimizer) -> float:
 
 def count_parameters(chunks: Sequence[torch.nn.Module], device: torch.device) -> int:
     """Weights of the whole model: each once, however it is sharded, replicated or tied."""
-    own = 0
-    for chunk in chunks:
-        for parameter in chunk.parameters():
-            sharded = getattr(parameter, "tensor_model_parallel", False)
-            if getattr(parameter, "shared", False):
-                continue
-            if sharded or parallel_state.get_tensor_model_parallel_rank() == 0:
-                own += parameter.numel()
+    dense = experts = 0
+    for parameter in (p for chunk in chunks for p in chunk.parameters()):
+        if getattr(parameter, "shared", False):
+            continue
+        if not getattr(parameter, "allreduce", True):  # Megatron's mark of an expert's weights
+            experts += parameter.numel()
+        elif (
+            getattr(parameter, "tensor_model_parallel", False)
+            or parallel_state.get_tensor_model_parallel_rank() == 0
+        ):
+            dense += parameter.numel()
+    return _sum(dense, parallel_state.get_model_parallel_group(), device) + _sum(
+        experts, parallel_state.get_expert_tensor_model_pipeline_parallel_group(), device
+    )
+
+
+def _sum(own: int, group: distributed.ProcessGroup, device: torch.device) -> int:
     total = torch.tensor(float(own), dtype=torch.float64, device=device)
-    distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    distributed.all_reduce(total, group=group)
     return int(total.item())

@@ -56,10 +56,10 @@ def partition(corpus: Corpus, config: PretrainConfig, cache: Path) -> Partition:
     """Decide; every rank calls this and decides the same.
 
     Raises:
-        DataError: the rows are packed to another length than ``seq_length``, or ``split`` is set
-            for a dataset that is split already.
+        DataError: the rows are packed to another length than ``seq_length``, or would be cut by
+            context parallelism; or ``split`` is set for a dataset that is split already.
     """
-    _refuse_other_rows(corpus, config)
+    _refuse_rows(corpus, config)
     if corpus.splits is not None:
         return _as_made(corpus, config)
     wanted = {part: span for part, span in spans(config.shares).items() if part in USED}
@@ -77,13 +77,21 @@ def partition(corpus: Corpus, config: PretrainConfig, cache: Path) -> Partition:
     return _by_tokens(corpus, config, readers, wanted, cache)
 
 
-def _refuse_other_rows(corpus: Corpus, config: PretrainConfig) -> None:
+def _refuse_rows(corpus: Corpus, config: PretrainConfig) -> None:
     if corpus.packed_length not in (None, config.sequence):
         raise DataError(
             f"the data is packed into rows of {corpus.packed_length:,} tokens, and seq_length is"
             f" {config.sequence:,}",
             where=str(corpus.prefixes[0]),
             hint=f"set seq_length: {corpus.packed_length} here, or pack the data again",
+        )
+    ranks = config.parallel.context_parallel_size
+    if corpus.packed_length is not None and ranks > 1:
+        raise DataError(
+            f"the data is packed, several examples to a row, and context_parallel_size {ranks} cuts"
+            " every row",
+            where=str(corpus.prefixes[0]),
+            hint="leave context_parallel_size out, or train on data that is not packed",
         )
 
 

@@ -12,6 +12,7 @@ from toolkit.stage import Operational, Reference, Settings
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+RecomputeModule = Literal["core_attn", "moe_act", "layernorm", "mlp", "moe", "shared_experts"]
 
 
 class NumericsSettings(Settings):
@@ -37,6 +38,23 @@ class NumericsSettings(Settings):
     fp8_amax_compute_algo: Literal["most_recent", "max"] = Field(
         default="max", description="What the delayed recipe takes from that history."
     )
+    fp8_param: bool = Field(
+        default=False, description="Keep the weights in FP8, too, and gather them so."
+    )
+    first_last_layers_bf16: bool = Field(
+        default=False, description="Leave the first and the last layers in BF16."
+    )
+    num_layers_at_start_in_bf16: Annotated[int, Field(ge=0)] = Field(
+        default=1, description="First layers that first_last_layers_bf16 leaves in BF16."
+    )
+    num_layers_at_end_in_bf16: Annotated[int, Field(ge=0)] = Field(
+        default=1, description="Last layers that first_last_layers_bf16 leaves in BF16."
+    )
+    fp4: Literal["e2m1"] | None = Field(
+        default=None,
+        description="Run the linear layers in FP4 (TransformerEngine 2.7, Blackwell or newer).",
+    )
+    fp4_recipe: Literal["nvfp4"] = Field(default="nvfp4", description="How FP4 scales are found.")
     recompute_granularity: Annotated[Literal["selective", "full"] | None, Operational()] = Field(
         default=None,
         description="Recompute attention (selective) or whole layers (full) in the backward.",
@@ -50,25 +68,15 @@ class NumericsSettings(Settings):
         description="Layers per recomputed chunk (uniform), or recomputed layers (block).",
     )
 
-    @model_validator(mode="after")
-    def _recompute_is_complete(self) -> Self:
-        details = (self.recompute_method, self.recompute_num_layers)
-        if self.recompute_granularity == "full" and None in details:
-            raise ValueError(
-                "recompute_granularity full needs recompute_method (uniform or block)"
-                " and recompute_num_layers"
-            )
-        if self.recompute_granularity != "full" and details != (None, None):
-            raise ValueError(
-                "recompute_method and recompute_num_layers go with recompute_granularity full only"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fp8_has_a_base(self) -> Self:
-        if self.fp8 is not None and self.precision not in ("auto", "bf16"):
-            raise ValueError(f"fp8 goes with precision bf16 (or auto), not {self.precision}")
-        return self
+    recompute_modules: Annotated[list[RecomputeModule] | None, Operational()] = Field(
+        default=None,
+        description="What selective recomputation takes; by default core_attn, the attention.",
+    )
+    distribute_saved_activations: Annotated[bool, Operational()] = Field(
+        default=False,
+        description="With full recomputation, keep each tensor-parallel rank its share of a"
+        " layer's input.",
+    )
 
 
 class OptimizerSettings(Settings):
@@ -107,6 +115,25 @@ class OptimizerSettings(Settings):
         default=True,
         description="Shard the optimizer's state over the data-parallel ranks (ZeRO-1).",
     )
+    use_precision_aware_optimizer: bool = Field(
+        default=False,
+        description="Let the optimizer's state have other formats than FP32 (TransformerEngine).",
+    )
+    main_grads_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Format of the gradients that the optimizer reads."
+    )
+    main_params_dtype: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="Format of the optimizer's own copy of the weights."
+    )
+    exp_avg_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = Field(
+        default="fp32", description="Format of Adam's mean."
+    )
+    exp_avg_sq_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = Field(
+        default="fp32", description="Format of Adam's square."
+    )
+    grad_reduce_in_fp32: bool = Field(
+        default=True, description="Add up and reduce gradients in FP32, also of BF16 weights."
+    )
 
     @model_validator(mode="after")
     def _lr_falls(self) -> Self:
@@ -129,15 +156,6 @@ class BatchSettings(Settings):
         default=None,
         description="Tokens of a sequence; by default the model's max_position_embeddings.",
     )
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of"
-                f" micro_batch_size {self.micro_batch_size}"
-            )
-        return self
 
 
 class DataSettings(Settings):

@@ -22,8 +22,9 @@ from toolkit.megatron.batches import Sharding
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.initialize import initialize_weights
 from toolkit.megatron.layout import Layout
-from toolkit.megatron.model import build_model, precision_on
+from toolkit.megatron.model import build_model
 from toolkit.megatron.optimizer import build_optimizer, build_scheduler
+from toolkit.megatron.transformer import precision_on
 
 
 @dataclass
@@ -120,11 +121,16 @@ def _with_gradients(
     config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool
 ) -> DistributedDataParallel:
     """Wrap a chunk with the contiguous gradient buffers that are reduced over DP ranks."""
-    gpu = next(model.parameters()).is_cuda
+    parallel, gpu = config.parallel, next(model.parameters()).is_cuda
+    overlap = parallel.overlap_grad_reduce
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=gpu and layout.data_parallel_size > 1,
+        grad_reduce_in_fp32=config.grad_reduce_in_fp32,
+        overlap_grad_reduce=gpu and layout.copies > 1 if overlap is None else overlap,
+        overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=config.use_distributed_optimizer,
+        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
+        fp8_param_gather=config.fp8_param,
+        reuse_grad_buf_for_mxfp8_param_ag=config.fp8_param and config.fp8_recipe == "mxfp8",
         check_for_nan_in_grad=False,  # our guard looks, and may skip the batch instead
     )
     return DistributedDataParallel(

@@ -25,6 +25,7 @@ from toolkit.context import signals_held
 from toolkit.errors import StageError, ToolkitError
 from toolkit.megatron import checkpoint
 from toolkit.megatron.model import accepted
+from toolkit.megatron.optimizer_state import in_form
 from toolkit.megatron.setup import Training
 from toolkit.megatron.sharding import sharding_metadata
 
@@ -61,6 +62,10 @@ def save(training: Training, progress: Progress, root: Path) -> Path:
     if distributed.get_rank() == 0:
         checkpoint.begin(root, progress.iteration)
     distributed.barrier()
+    if training.config.parallel.overlap_param_gather:
+        # What the last update changed would be gathered in the next forward pass.
+        for chunk in training.chunks:
+            chunk.start_param_sync(force_sync=True)
     folder = checkpoint.saving_folder(root, progress.iteration)
     _write(_state(training, progress, is_loading=False), folder)
     distributed.barrier()
@@ -129,7 +134,7 @@ def load(training: Training, root: Path, iteration: int) -> Progress:
         logger.info("another layout than the checkpoint's: dropout's random states start anew")
     loaded = _readable(dist_checkpointing.load, state, str(folder))
     _set_weights(training.models, loaded)
-    training.optimizer.load_state_dict(loaded["optimizer"])
+    training.optimizer.load_state_dict(in_form(loaded["optimizer"], training.optimizer))
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same:
         _set_rng_state(loaded["rng_state"], training.device)
@@ -184,7 +189,9 @@ def _set_weights(models: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
 
 def _state(training: Training, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
     """The whole state, sharded; ``is_loading`` makes room in the optimizer first."""
-    state = model_state(training.models, keep_extra_state=training.config.fp8 is not None)
+    state = model_state(
+        training.models, keep_extra_state=bool(training.config.fp8 or training.config.fp4)
+    )
     state["optimizer"] = training.optimizer.sharded_state_dict(
         dict(state), is_loading, metadata=sharding_metadata()
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, distributed
 
-from toolkit.megatron.batches import Batch
+from toolkit.megatron.batches import Batch, of_rank
 from toolkit.megatron.guards import LossGuard, Verdict
 from toolkit.megatron.optimizer import NonFiniteGradient
 from toolkit.megatron.packed import examples_apart, joins_rows, packed_sequences
@@ -95,6 +96,9 @@ def forward_step(
     first = get_attr_wrapped_model(model, "pre_process")
     last = get_attr_wrapped_model(model, "post_process")
     batch = next(batches) if first or last or packed else None
+    if batch is not None:
+        group = parallel_state.get_context_parallel_group()
+        batch = of_rank(batch, group.rank(), group.size())
     inputs, attention = _inputs(batch, joined)
     output = model(
         input_ids=inputs.tokens if inputs and first else None,

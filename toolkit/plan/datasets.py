@@ -1,4 +1,4 @@
-"""What a pretraining stage's data will be, followed through the stages that make it."""
+"""What contradicts the other stages: where a stage's data comes from, and where its model goes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,26 @@ def dataset_problems(
                 f"the rows that {name!r} (pack) makes have {length} tokens, and seq_length is"
                 f" {config.sequence} here; make them one number",
             )
+        if stage.get("kind") == "pack" and config.parallel.context_parallel_size > 1:
+            yield (
+                "parallel.context_parallel_size",
+                f"cuts every row, and the rows that {name!r} (pack) makes hold several examples;"
+                " leave one of the two out",
+            )
         if stage.get("kind") == "split" and config.split != DEFAULT_SPLIT:
             yield (
                 "split",
                 f"the data is split already, by {name!r}; leave split out here",
             )
+
+
+def export_problems(stages: Mapping[str, Any], checkpoint: str) -> Iterator[tuple[str, str]]:
+    """What keeps the model of a checkpoint's stage from being exported: (key, message)."""
+    stage = stages.get(checkpoint)
+    model = stage.get("model") if isinstance(stage, Mapping) else None
+    if isinstance(model, Mapping) and model.get("num_moe_experts") is not None:
+        yield (
+            "checkpoint",
+            f"{checkpoint!r} trains {model['num_moe_experts']} experts, and export knows no"
+            " architecture with experts yet",
+        )

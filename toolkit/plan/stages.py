@@ -9,11 +9,15 @@ from pathlib import Path
 from toolkit.data.config import TrainTokenizerConfig
 from toolkit.errors import Problem
 from toolkit.megatron.config import PretrainConfig
-from toolkit.megatron.layout import layout_of, layout_problems, padded_vocab_size
+from toolkit.megatron.convert.config import ExportConfig
+from toolkit.megatron.layout import Layout, layout_of, padded_vocab_size
 from toolkit.pipeline.loading import Loaded, load_pipeline
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.source import Source
-from toolkit.plan.datasets import dataset_problems
+from toolkit.plan.datasets import dataset_problems, export_problems
+from toolkit.plan.describe import run_of
+from toolkit.plan.layout import violations
+from toolkit.plan.shape import Machine
 from toolkit.stage import FINISH, StageConfig
 
 
@@ -44,15 +48,28 @@ def load_checked(file: Path, overrides: Sequence[str] = ()) -> Loaded:
     return load_pipeline(file, overrides, stage_problems)
 
 
-def stage_problems(name: str, config: StageConfig, source: Source) -> Iterator[Problem]:
-    """What is wrong with a stage whose settings are valid one by one: its layout, its ranks."""
+def stage_problems(
+    name: str, config: StageConfig, source: Source, machine: Machine | None = None
+) -> Iterator[Problem]:
+    """What is wrong with a stage whose settings are valid one by one: its layout, its ranks.
+
+    Args:
+        name: the stage's.
+        config: its settings.
+        source: the pipeline file, for places.
+        machine: where it will run; what a GPU can't do is not looked for without it.
+    """
     prefix = ("stages", name)
     if isinstance(config, PretrainConfig):
-        for key, message in layout_problems(config, config.world_size()):
-            yield source.problem((*prefix, *key.split(".")), message)
+        for found in violations(run_of(config, config.world_size(), machine=machine)):
+            place = (*prefix, *found.key.split("."))
+            yield source.problem(place, found.message, f"rule {found.rule}: {found.source}")
         for key, message in dataset_problems(config, source.data["stages"]):
+            yield source.problem((*prefix, *key.split(".")), message)
+    if isinstance(config, ExportConfig):
+        for key, message in export_problems(source.data["stages"], config.checkpoint):
             yield source.problem((*prefix, key), message)
-    elif stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
+    if stage_kinds()[config.kind].spread == "process" and config.world_size() > 1:
         message = f"a {config.kind} stage runs as one process, not as {config.world_size()} ranks"
         yield source.problem((*prefix, "resources"), message)
 
@@ -89,11 +106,16 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
     factors = {
         "tensor": layout.tensor_model_parallel_size,
         "pipeline": layout.pipeline_model_parallel_size,
+        "context": layout.context_parallel_size,
         "data": layout.data_parallel_size,
     }
-    ranks = " x ".join(f"{name} {size}" for name, size in factors.items())
+    ranks = " x ".join(
+        f"{name} {size}" for name, size in factors.items() if name != "context" or size > 1
+    )
     if layout.virtual_pipeline_model_parallel_size:
         ranks += f", {layout.virtual_pipeline_model_parallel_size} parts of the pipeline a rank"
+    if config.model.num_moe_experts is not None:
+        ranks += f"; of experts: {_expert_ranks(layout)}"
     step = config.global_batch_size * config.sequence
     found = {
         "ranks": f"{layout.world_size} = {ranks}",
@@ -107,3 +129,11 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
         padded = padded_vocab_size(vocabulary, multiple, layout.tensor_model_parallel_size)
         found["vocabulary"] = f"{vocabulary:,} tokens, {padded:,} rows in the embedding"
     return found
+
+
+def _expert_ranks(layout: Layout) -> str:
+    """The same ranks as the experts see them: ``tensor 1 x expert 8 x pipeline 2 x data 4``."""
+    tensor, expert = layout.expert_tensor_parallel_size, layout.expert_model_parallel_size
+    pipeline = layout.pipeline_model_parallel_size
+    data = layout.world_size // (tensor * expert * pipeline)
+    return f"tensor {tensor} x expert {expert} x pipeline {pipeline} x data {data}"

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from toolkit.artifacts import Artifact
 from toolkit.context import StageContext
 from toolkit.errors import StageError, ToolkitError
+from toolkit.megatron.config import TrainedModel
 from toolkit.megatron.convert import export, gate, mapping
 from toolkit.megatron.convert.config import ExportConfig
-from toolkit.megatron.convert.families import Family
+from toolkit.megatron.convert.families import Family, family_of
 from toolkit.megatron.convert.gpt2 import GPT2
 from toolkit.megatron.convert.llama import LLAMA, Llama
 from toolkit.megatron.convert.mapping import Codec, Rule
@@ -397,3 +398,11 @@ def test_the_families_are_tried_in_order() -> None:
         "GPT2LMHeadModel",
     ]
     assert isinstance(export.FAMILIES[0], Llama)
+
+
+def test_a_model_with_experts_is_refused() -> None:
+    model = TrainedModel.model_validate(
+        SHAPES["llama"] | {"num_moe_experts": 4, "vocab_size": 300, "padded_vocab_size": 384}
+    )
+    with pytest.raises(ToolkitError, match="the model has 4 experts"):
+        family_of(model, [LLAMA, GPT2])

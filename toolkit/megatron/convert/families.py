@@ -58,6 +58,12 @@ def family_of(model: ModelConfig, families: Sequence[Family]) -> Family:
     Raises:
         ToolkitError: none does; for each family, the settings that stand in the way.
     """
+    if model.num_moe_experts is not None:
+        raise ToolkitError(
+            f"the model has {model.num_moe_experts} experts, and no architecture with experts is"
+            " known here yet",
+            hint=f"known are {', '.join(family.architecture for family in families)}",
+        )
     reasons = []
     for family in families:
         obstacles = list(family.obstacles(model))

@@ -1,0 +1,63 @@
+"""A run with experts, or with shared sequences, goes on in another layout from its checkpoint."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretrain_runs import Stage, make_stage, run_stages, succeeded
+from test_parity_sharing import EXPERTS, TWO, parallel
+
+from toolkit.megatron import checkpoint
+
+ITERATIONS = 6
+SAVED = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "expert": parallel(expert=2) | TWO,
+    "data": TWO,
+    "context": parallel(context=2),
+    "tensor": parallel(tensor=2, sequence_parallel=True),
+    "overlapped": TWO | parallel(overlap_grad_reduce=True, overlap_param_gather=True),
+}
+CHANGES = [
+    ("expert", "one"), ("one", "expert"), ("expert", "data"), ("tensor", "expert"),
+    ("context", "tensor"), ("overlapped", "context"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Stage]:
+    """Whole runs by layout, and the second halves: ``expert-one`` begins where expert was."""
+    root = tmp_path_factory.mktemp("going-on")
+
+    def make(name: str, settings: dict[str, Any]) -> Stage:
+        common = {"train_iters": ITERATIONS, "save_interval": SAVED, "keep_last": 3}
+        return make_stage(root / name, dataset, EXPERTS, **common, **settings)
+
+    found = {name: make(name, settings) for name, settings in WAYS.items()}
+    _run(list(found.values()))
+    for first, then in CHANGES:
+        name = f"{first}-{then}"
+        shutil.copytree(found[first].checkpoints, root / name / "work" / "checkpoints")
+        checkpoint.discard_newer(root / name / "work" / "checkpoints", SAVED)
+        found[name] = make(name, WAYS[then])
+    _run([found[f"{first}-{then}"] for first, then in CHANGES])
+    return found
+
+
+def _run(stages: list[Stage]) -> None:
+    for world_size in (1, 2):
+        group = [s for s in stages if s.config.world_size() == world_size]
+        succeeded(run_stages(group), group[0])
+
+
+@pytest.mark.parametrize(("first", "then"), CHANGES)
+def test_it_goes_on_as_one_rank_would(runs: dict[str, Stage], first: str, then: str) -> None:
+    whole, second = runs["one"], runs[f"{first}-{then}"]
+    for metric in ("loss", "grad_norm"):
+        expected = whole.rows(metric)[SAVED:]
+        assert len(expected) == ITERATIONS - SAVED  # the second half took no other steps
+        assert second.rows(metric) == pytest.approx(expected, abs=1e-4), metric
+    final = second.artifact.info["validation_loss"]
+    assert final == pytest.approx(whole.artifact.info["validation_loss"], abs=1e-4)

@@ -1,0 +1,612 @@
+"""Configurations on both sides of every rule's boundary: each wrong one, and the same one repaired.
+
+Most go through the settings of a pretrain stage; ``shape`` cases change the described run, for what
+only a machine's profile says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.megatron.config import PretrainConfig
+from toolkit.plan.describe import run_of
+from toolkit.plan.machine import capability_of
+from toolkit.plan.shape import Machine, Overlap, Run
+
+BASE: dict[str, Any] = {
+    "data": "corpus",
+    "train_iters": 100,
+    "micro_batch_size": 1,
+    "global_batch_size": 8,
+    "model": {
+        "num_layers": 8,
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_query_groups": 4,
+        "ffn_hidden_size": 128,
+        "max_position_embeddings": 64,
+    },
+}
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rule's boundary, seen from both sides."""
+
+    rule: str
+    key: str
+    says: str
+    """A part of the message."""
+    wrong: Settings
+    """Dotted settings: ``{"parallel.tensor_model_parallel_size": 3}``."""
+    right: Settings
+    """Laid over ``wrong``, they repair it; None takes a setting back."""
+    ranks: int = 8
+    right_ranks: int | None = None
+    machine: Machine = field(default=Machine())
+    right_machine: Machine | None = None
+    megatron: str | None = None
+    """What megatron-core says when it builds its configuration from the same settings."""
+    groups: str | None = None
+    """What megatron-core says when it makes its process groups for them."""
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.says[:40]}"
+
+    @property
+    def wrong_config(self) -> PretrainConfig:
+        return config(self.wrong)
+
+    @property
+    def right_config(self) -> PretrainConfig:
+        return config({**self.wrong, **self.right})
+
+    @property
+    def wrong_run(self) -> Run:
+        return run_of(self.wrong_config, self.ranks, machine=self.machine)
+
+    @property
+    def right_run(self) -> Run:
+        machine = self.machine if self.right_machine is None else self.right_machine
+        return run_of(self.right_config, self.right_ranks or self.ranks, machine=machine)
+
+
+def settings(changes: Mapping[str, Any]) -> Settings:
+    """The base with dotted settings laid over it."""
+    whole: Settings = {**BASE, "model": dict(BASE["model"]), "parallel": {}}
+    for name, value in changes.items():
+        place, _, last = name.rpartition(".")
+        holder = whole[place] if place else whole
+        holder.pop(last, None)
+        if value is not None:
+            holder[last] = value
+    return whole
+
+
+def config(changes: Mapping[str, Any]) -> PretrainConfig:
+    return PretrainConfig.model_validate(settings(changes))
+
+
+def gpu(kind: str, **known: Any) -> Machine:
+    return Machine(gpu=kind, capability=capability_of(kind), gpus_per_node=8, **known)
+
+
+TP = "parallel.tensor_model_parallel_size"
+PP = "parallel.pipeline_model_parallel_size"
+VPP = "parallel.virtual_pipeline_model_parallel_size"
+CP = "parallel.context_parallel_size"
+EP = "parallel.expert_model_parallel_size"
+ETP = "parallel.expert_tensor_parallel_size"
+SP = "parallel.sequence_parallel"
+FIRST = "parallel.num_layers_in_first_pipeline_stage"
+LAST = "parallel.num_layers_in_last_pipeline_stage"
+GROUP = "parallel.microbatch_group_size_per_vp_stage"
+INSTANCES = "parallel.num_distributed_optimizer_instances"
+EXPERTS = "model.num_moe_experts"
+DISPATCHER = "parallel.moe_token_dispatcher_type"
+EP_OVERLAP = "parallel.overlap_moe_expert_parallel_comm"
+FULL = {
+    "recompute_granularity": "full",
+    "recompute_method": "block",
+    "recompute_num_layers": 1,
+}
+
+RANKS = [
+    Case("ranks-hold-whole-copies", "parallel",
+         "6 ranks are not a multiple of the 4 that hold one copy of the model (tensor 2 x pipeline"
+         " 2 x context 1); the nearest are 4 or 8 ranks",
+         {TP: 2, PP: 2}, {}, ranks=6, right_ranks=8,
+         groups="world_size .6. is not divisible by 4"),
+    Case("ranks-hold-whole-copies", "parallel", "(tensor 1 x pipeline 1 x context 4)",
+         {CP: 4, "global_batch_size": 6}, {}, ranks=6, right_ranks=8,
+         groups="world_size .6. is not divisible by 4"),
+    Case("ranks-hold-whole-sets-of-experts", EP,
+         "4 ranks are not a multiple of the 8 that hold all experts (expert tensor 1 x expert 8",
+         {EXPERTS: 8, EP: 8}, {EP: 4}, ranks=4,
+         groups="world_size .4. is not divisible by expert_tensor_model_pipeline"),
+    Case("ranks-hold-whole-sets-of-experts", EP, "expert tensor 4 x expert 2 x pipeline 1",
+         {EXPERTS: 8, EP: 2, ETP: 4}, {ETP: 2}, ranks=4,
+         groups="world_size .4. is not divisible by expert_tensor_model_pipeline"),
+    Case("optimizer-instances-divide-the-copies", INSTANCES,
+         "3 does not divide the 8 ranks that share the optimizer's state (data 8 x context 1);"
+         " the nearest are 2 or 4",
+         {INSTANCES: 3}, {INSTANCES: 4}, groups="Data parallel size should be divisible"),
+    Case("optimizer-instances-divide-the-copies-of-experts", INSTANCES,
+         "4 does not divide the 2 copies of each expert",
+         {EXPERTS: 4, EP: 4, INSTANCES: 4}, {INSTANCES: 2},
+         groups="Expert data parallel size should be divisible"),
+    Case("batch-divides", "global_batch_size",
+         "12 is not a multiple of 8 (micro_batch_size 1 x data_parallel_size 8);"
+         " the nearest are 8 or 16",
+         {"global_batch_size": 12}, {"global_batch_size": 16}),
+    Case("batch-divides", "global_batch_size",
+         "4 is not a multiple of 8 (micro_batch_size 1 x data_parallel_size 8); the nearest is 8",
+         {"global_batch_size": 4}, {"global_batch_size": 8}),
+    Case("batch-divides", "global_batch_size", "9 is not a multiple of 6 (micro_batch_size 6",
+         {"global_batch_size": 9, "micro_batch_size": 6}, {"global_batch_size": 12}, ranks=1),
+]  # fmt: skip
+
+MATRICES = [
+    Case("heads-divide-the-hidden-size", "model.hidden_size",
+         "68 is not a multiple of num_attention_heads 8; the nearest are 64 or 72",
+         {"model.hidden_size": 68}, {"model.kv_channels": 8}),
+    Case("query-groups-divide-the-heads", "model.num_query_groups",
+         "3 does not divide num_attention_heads 8; the nearest are 2 or 4",
+         {"model.num_query_groups": 3}, {"model.num_query_groups": 2}),
+    Case("rotary-positions-turn-pairs", "model.kv_channels",
+         "kv_channels 9 x rotary_percent 1 is 9",
+         {"model.kv_channels": 9}, {"model.kv_channels": 10}),
+    Case("rotary-positions-turn-pairs", "model.kv_channels", "rotary_percent 0.9 is 7",
+         {"model.rotary_percent": 0.9}, {"model.rotary_percent": 0.75}),
+    Case("positions-reach-the-end", "seq_length",
+         "128 is longer than the model's max_position_embeddings 64",
+         {"seq_length": 128}, {"seq_length": 64}),
+    Case("tensor-parallel-divides-the-heads", TP,
+         "3 does not divide num_attention_heads 8; the nearest are 2 or 4",
+         {TP: 3, "model.num_query_groups": 1, "model.ffn_hidden_size": 96, "global_batch_size": 6},
+         {TP: 2}, ranks=6, right_ranks=4, megatron="num_attention_heads .8. must be a multiple"),
+    Case("tensor-parallel-fits-the-query-groups", TP,
+         "4 and num_query_groups 6 must be multiples one of the other; the nearest are 3 or 6",
+         {TP: 4, "model.num_attention_heads": 12, "model.num_query_groups": 6,
+          "model.hidden_size": 96}, {TP: 2}, megatron="num_query_groups .6. must be a multiple"),
+    Case("tensor-parallel-divides-the-qkv-projection", TP,
+         "8 does not divide the 20 rows of the QKV projection ((8 heads + 2 x 1 groups)"
+         " x kv_channels 2); the nearest is 4",
+         {TP: 8, "model.num_query_groups": 1, "model.kv_channels": 2}, {"model.kv_channels": 4}),
+    Case("tensor-parallel-divides-the-mlp", TP,
+         "4 does not divide ffn_hidden_size 130; the nearest are 2 or 5",
+         {TP: 4, "model.ffn_hidden_size": 130}, {"model.ffn_hidden_size": 132}),
+]  # fmt: skip
+
+PIPELINE = [
+    Case("interleaving-needs-a-pipeline", VPP, "2 parts interleave",
+         {VPP: 2}, {PP: 2}, groups="should be greater than 1 with interleaved schedule"),
+    Case("pipeline-divides-the-layers", PP,
+         "3 does not divide num_layers 8; the nearest are 2 or 4",
+         {PP: 3}, {"model.num_layers": 9}, ranks=3),
+    Case("pipeline-divides-the-layers", PP,
+         "4 does not divide num_layers 8 + 1 for the embedding + 1 for the loss = 10;"
+         " the nearest are 2 or 5",
+         {PP: 4, "parallel.account_for_embedding_in_pipeline_split": True,
+          "parallel.account_for_loss_in_pipeline_split": True},
+         {"model.num_layers": 10}, megatron="number of middle layers: 10 must be divisible"),
+    Case("interleaving-divides-the-layers-of-a-rank", VPP,
+         "3 does not divide the 4 layers of a pipeline rank (num_layers 8, /"
+         " pipeline_model_parallel_size 2); the nearest are 2 or 4",
+         {PP: 2, VPP: 3}, {VPP: 4}, ranks=2),
+    Case("interleaving-divides-the-layers-of-a-rank", VPP,
+         "2 does not divide the 5 layers of a pipeline rank (num_layers 9 + 1 for the loss",
+         {PP: 2, VPP: 2, "model.num_layers": 9,
+          "parallel.account_for_loss_in_pipeline_split": True},
+         {VPP: 5}, ranks=2, megatron="num_layers_per_pipeline_rank|on each pipeline rank"),
+    Case("uneven-stages-stand-alone", FIRST, "use one of the two ways",
+         {PP: 4, FIRST: 2, "parallel.account_for_loss_in_pipeline_split": True},
+         {"parallel.account_for_loss_in_pipeline_split": None},
+         megatron="cannot beset at the same time"),
+    Case("uneven-stages-leave-layers-to-the-middle", FIRST,
+         "5 of num_layers 8 are left beside the 3 at the ends, and 3 ranks between",
+         {PP: 4, FIRST: 3}, {FIRST: 2}, megatron="number of layers at middle stage: 5"),
+    Case("uneven-stages-leave-layers-to-the-middle", FIRST,
+         "0 of num_layers 8 are left beside the 8 at the ends, for 2 ranks between",
+         {PP: 4, FIRST: 4, LAST: 4}, {FIRST: 3, LAST: 3},
+         megatron="Mismatch: 0 middle layers remaining but 2"),
+    Case("uneven-stages-leave-layers-to-the-middle", LAST, "-1 of num_layers 8",
+         {PP: 2, LAST: 9}, {LAST: 3}),
+    Case("interleaving-divides-uneven-stages", FIRST,
+         "3 is not a multiple of the 2 parts of a rank; 2 or 4 are",
+         {PP: 2, VPP: 2, FIRST: 3, "model.num_layers": 7}, {FIRST: 2, "model.num_layers": 6},
+         ranks=2, megatron="number of layers at first stage: 3"),
+    Case("interleaving-divides-uneven-stages", LAST, "5 is not a multiple of the 2 parts",
+         {PP: 2, VPP: 2, LAST: 5, "model.num_layers": 9}, {LAST: 4, "model.num_layers": 8},
+         ranks=2, megatron="number of layers at last stage: 5"),
+    Case("interleaving-divides-uneven-stages", VPP,
+         "2 does not divide the 3 layers of a rank between the ends (3 / 1); the nearest are 1 or"
+         " 3",
+         {PP: 2, VPP: 2, FIRST: 2, "model.num_layers": 5}, {"model.num_layers": 6}, ranks=2,
+         megatron="number of layers on each middle pipeline rank:3"),
+    Case("interleaving-has-microbatches-in-groups", "global_batch_size",
+         "2 makes 2 microbatches (/ micro_batch_size 1 / data_parallel_size 1), and the interleaved"
+         " schedule takes groups of 4; 4 makes 4",
+         {PP: 4, VPP: 2, "global_batch_size": 2}, {"global_batch_size": 4}, ranks=4),
+    Case("interleaving-has-microbatches-in-groups", "global_batch_size",
+         "5 makes 5 microbatches, 1 more than whole groups of 4, which is below"
+         " pipeline_model_parallel_size 4; the nearest are 4 or 8",
+         {PP: 4, VPP: 2, "global_batch_size": 5}, {"global_batch_size": 8}, ranks=4),
+    Case("interleaving-has-microbatches-in-groups", GROUP,
+         "2 is below pipeline_model_parallel_size 4",
+         {PP: 4, VPP: 2, GROUP: 2}, {GROUP: 4}, ranks=4),
+    Case("microbatch-groups-need-interleaving", GROUP, "4 groups the microbatches",
+         {PP: 4, GROUP: 4}, {VPP: 2}, ranks=4),
+    Case("overlapped-sends-need-interleaving", "parallel.overlap_p2p_comm",
+         "only the interleaved schedule",
+         {PP: 2, "parallel.overlap_p2p_comm": True}, {VPP: 2}, ranks=2),
+]  # fmt: skip
+
+SEQUENCE = [
+    Case("context-parallel-divides-the-sequence", CP,
+         "seq_length 60 is not a multiple of 8 (2 pieces x context_parallel_size 4); the nearest"
+         " are 56 or 64 tokens",
+         {CP: 4, "seq_length": 60}, {"seq_length": 56}),
+    Case("sequence-parallel-needs-tensor-parallel", SP, "tensor_model_parallel_size is 1",
+         {SP: True}, {TP: 2}, megatron="Cannot use sequence parallelism without tensor"),
+    Case("sequence-parallel-divides-the-sequence", SP,
+         "the 62 tokens of a rank (seq_length 62 / context_parallel_size 1) are not a multiple of"
+         " tensor_model_parallel_size 4; with seq_length 60 or 64 they are",
+         {TP: 4, SP: True, "seq_length": 62}, {"seq_length": 60}),
+    Case("sequence-parallel-divides-the-sequence", SP, "the 14 tokens of a rank",
+         {TP: 4, CP: 2, SP: True, "seq_length": 28}, {"seq_length": 32}),
+    Case("all-to-all-divides-the-heads", "parallel.cp_comm_type",
+         "a2a deals a rank's 8 heads and 4 query groups (of 8 and 4, / tensor 1) out to 8 ranks;"
+         " that goes with 4",
+         {CP: 8, "parallel.cp_comm_type": "a2a"}, {"parallel.cp_comm_type": "p2p"}),
+    Case("all-to-all-divides-the-heads", "parallel.cp_comm_type", "a2a+p2p deals",
+         {CP: 8, TP: 2, "parallel.cp_comm_type": "a2a+p2p",
+          "parallel.hierarchical_context_parallel_sizes": [4, 2]},
+         {"parallel.hierarchical_context_parallel_sizes": [2, 4]}, ranks=16),
+    Case("hierarchy-multiplies-to-context-parallel",
+         "parallel.hierarchical_context_parallel_sizes",
+         "2 x 2 = 4, and context_parallel_size is 8; [2, 4] would do",
+         {CP: 8, "parallel.cp_comm_type": "a2a+p2p",
+          "parallel.hierarchical_context_parallel_sizes": [2, 2]},
+         {"parallel.hierarchical_context_parallel_sizes": [2, 4]}),
+    Case("hierarchy-multiplies-to-context-parallel", "parallel.cp_comm_type",
+         "needs the two hierarchical_context_parallel_sizes, such as [2, 4]",
+         {CP: 8, "parallel.cp_comm_type": "a2a+p2p"}, {"parallel.cp_comm_type": "p2p"}),
+    Case("hierarchy-multiplies-to-context-parallel",
+         "parallel.hierarchical_context_parallel_sizes", "is for cp_comm_type a2a+p2p",
+         {CP: 8, "parallel.hierarchical_context_parallel_sizes": [2, 4]},
+         {"parallel.cp_comm_type": "a2a+p2p"}),
+]  # fmt: skip
+
+ROUTING = [
+    Case("expert-parallel-needs-experts", EP, "the model has none",
+         {EP: 2}, {EXPERTS: 4}, megatron="num_moe_experts must be non None"),
+    Case("expert-parallel-needs-experts", "model.moe_ffn_hidden_size", "is a size of experts",
+         {"model.moe_ffn_hidden_size": 32}, {EXPERTS: 4}),
+    Case("expert-parallel-needs-experts", ETP, "cuts experts, and the model has none",
+         {ETP: 2}, {EXPERTS: 4}),
+    Case("expert-parallel-divides-the-experts", EP,
+         "4 does not divide num_moe_experts 6; the nearest are 3 or 6",
+         {EXPERTS: 6, EP: 4}, {EXPERTS: 8}),
+    Case("expert-tensor-parallel-divides-an-expert", ETP,
+         "4 does not divide moe_ffn_hidden_size 30; the nearest are 3 or 5",
+         {EXPERTS: 4, ETP: 4, "model.moe_ffn_hidden_size": 30}, {"model.moe_ffn_hidden_size": 32}),
+    Case("tensor-parallel-divides-the-shared-experts",
+         "model.moe_shared_expert_intermediate_size",
+         "33 is not a multiple of tensor_model_parallel_size 2; the nearest are 32 or 34",
+         {EXPERTS: 4, TP: 2, SP: True, "model.moe_shared_expert_intermediate_size": 33},
+         {"model.moe_shared_expert_intermediate_size": 34}),
+    Case("experts-with-tensor-parallel-need-sequence-parallel", SP, "must be on",
+         {EXPERTS: 4, TP: 2}, {SP: True}),
+    Case("biases-need-whole-experts", ETP, "2 cuts experts that have biases",
+         {EXPERTS: 4, TP: 2, SP: True, "model.add_bias_linear": True}, {ETP: 1},
+         megatron="Bias in Moe is only supported when ETP==1"),
+    Case("shared-experts-have-no-biases", "model.add_bias_linear", "set this to false",
+         {EXPERTS: 4, "model.add_bias_linear": True,
+          "model.moe_shared_expert_intermediate_size": 32}, {"model.add_bias_linear": False}),
+    Case("tokens-go-to-experts-that-there-are", "model.moe_router_topk",
+         "5 is more than the 4 experts", {EXPERTS: 4, "model.moe_router_topk": 5},
+         {"model.moe_router_topk": 4}),
+    Case("one-expert-needs-the-softmax-first", "model.moe_router_topk", "learns nothing",
+         {EXPERTS: 4, "model.moe_router_topk": 1}, {"model.moe_router_pre_softmax": True},
+         megatron="Please use --moe-router-pre-softmax when topk is 1"),
+    Case("groups-divide-the-experts", "model.moe_router_num_groups",
+         "3 does not divide num_moe_experts 8; the nearest are 2 or 4",
+         {EXPERTS: 8, "model.moe_router_num_groups": 3, "model.moe_router_group_topk": 2},
+         {"model.moe_router_num_groups": 4}, megatron="num_moe_experts .8. should be divisible by"),
+    Case("groups-divide-the-experts", "model.moe_router_group_topk",
+         "3 is more than moe_router_num_groups 2",
+         {EXPERTS: 8, "model.moe_router_num_groups": 2, "model.moe_router_group_topk": 3,
+          "model.moe_router_topk": 3}, {"model.moe_router_group_topk": 1},
+         megatron="moe_router_group_topk .3. should be smaller"),
+    Case("groups-divide-the-experts", "model.moe_router_group_topk",
+         "needs moe_router_num_groups, too",
+         {EXPERTS: 8, "model.moe_router_group_topk": 2}, {"model.moe_router_num_groups": 4},
+         megatron="moe_router_num_groups must be specified"),
+    Case("chosen-groups-share-the-choice", "model.moe_router_topk",
+         "3 experts come from 2 groups (moe_router_group_topk) of 2 experts, as many from each;"
+         " the nearest are 2 or 4",
+         {EXPERTS: 8, "model.moe_router_num_groups": 4, "model.moe_router_group_topk": 2,
+          "model.moe_router_topk": 3}, {"model.moe_router_topk": 4}),
+    Case("expert-bias-needs-sigmoid", "model.moe_router_enable_expert_bias",
+         "goes with moe_router_score_function sigmoid, not softmax",
+         {EXPERTS: 4, "model.moe_router_enable_expert_bias": True},
+         {"model.moe_router_score_function": "sigmoid"}, megatron="only supports .*sigmoid"),
+    Case("capacity-needs-a-choice-by-score", "model.moe_expert_capacity_factor",
+         "not sinkhorn",
+         {EXPERTS: 4, "model.moe_expert_capacity_factor": 1.0,
+          "model.moe_router_load_balancing_type": "sinkhorn"},
+         {"model.moe_router_load_balancing_type": "aux_loss"},
+         megatron="moe_expert_capacity_factor only works with"),
+    Case("capacity-needs-a-choice-by-score", "model.moe_pad_expert_input_to_capacity",
+         "which is not set",
+         {EXPERTS: 4, "model.moe_pad_expert_input_to_capacity": True},
+         {"model.moe_expert_capacity_factor": 1.0},
+         megatron="moe_expert_capacity_factor must be set"),
+    Case("sinkhorn-has-no-loss", "model.moe_aux_loss_coeff", "0.01 weighs a loss",
+         {EXPERTS: 4, "model.moe_aux_loss_coeff": 0.01,
+          "model.moe_router_load_balancing_type": "sinkhorn"}, {"model.moe_aux_loss_coeff": 0.0}),
+    Case("layer-pattern-has-every-layer", "model.moe_layer_freq", "has 3 entries for num_layers 8",
+         {EXPERTS: 4, "model.moe_layer_freq": [0, 1, 1]},
+         {"model.moe_layer_freq": [0, 1, 1, 1, 1, 1, 1, 1]}),
+]  # fmt: skip
+
+DISPATCH = [
+    Case("flex-needs-ranks", DISPATCHER, "expert tensor 1 x expert 1",
+         {EXPERTS: 4, DISPATCHER: "flex"}, {EP: 2}),
+    Case("flex-does-not-pad", DISPATCHER, "take alltoall",
+         {EXPERTS: 4, EP: 2, DISPATCHER: "flex", "model.moe_expert_capacity_factor": 1.0,
+          "model.moe_pad_expert_input_to_capacity": True}, {DISPATCHER: "alltoall"}),
+    Case("shared-experts-overlap-with-all-to-all", "parallel.moe_shared_expert_overlap",
+         "there are no shared experts",
+         {EXPERTS: 4, EP: 2, "parallel.moe_shared_expert_overlap": True},
+         {"model.moe_shared_expert_intermediate_size": 32}),
+    Case("shared-experts-overlap-with-all-to-all", "parallel.moe_shared_expert_overlap",
+         "not allgather",
+         {EXPERTS: 4, EP: 2, "parallel.moe_shared_expert_overlap": True,
+          "model.moe_shared_expert_intermediate_size": 32, DISPATCHER: "allgather"},
+         {DISPATCHER: "alltoall"}),
+    Case("overlapped-dispatch-needs-expert-parallel", EP_OVERLAP, "set 2 or more",
+         {EXPERTS: 4, EP_OVERLAP: True}, {EP: 2}),
+    Case("overlapped-dispatch-needs-expert-parallel", EP_OVERLAP, "not allgather",
+         {EXPERTS: 4, EP: 2, EP_OVERLAP: True, DISPATCHER: "allgather"}, {DISPATCHER: "alltoall"}),
+    Case("overlapped-dispatch-needs-interleaving", EP_OVERLAP, "in a pipeline of 2",
+         {EXPERTS: 4, EP: 2, PP: 2, EP_OVERLAP: True}, {VPP: 2}),
+    Case("overlapped-dispatch-keeps-its-activations", EP_OVERLAP, "recompute_granularity full",
+         {EXPERTS: 4, EP: 2, EP_OVERLAP: True, **FULL},
+         dict.fromkeys(FULL)),
+    Case("overlapped-dispatch-keeps-its-activations", EP_OVERLAP, "one of the two",
+         {EXPERTS: 4, EP: 2, EP_OVERLAP: True, "parallel.moe_shared_expert_overlap": True,
+          "model.moe_shared_expert_intermediate_size": 32},
+         {"parallel.moe_shared_expert_overlap": False}),
+    Case("overlapped-dispatch-is-16-bit", EP_OVERLAP, "not fp32",
+         {EXPERTS: 4, EP: 2, EP_OVERLAP: True, "precision": "fp32"}, {"precision": "bf16"}),
+    Case("delayed-gradients-fill-an-overlap", "parallel.delay_wgrad_compute", "which is off",
+         {EXPERTS: 4, EP: 2, "parallel.delay_wgrad_compute": True}, {EP_OVERLAP: True},
+         megatron="overlap_moe_expert_parallel_comm must be enabled"),
+]  # fmt: skip
+
+MEMORY = [
+    Case("full-recompute-says-which-layers", "recompute_granularity",
+         "full needs recompute_method, too: uniform or block",
+         {"recompute_granularity": "full", "recompute_num_layers": 1},
+         {"recompute_method": "uniform"}, megatron="recompute_method must be"),
+    Case("full-recompute-says-which-layers", "recompute_granularity",
+         "full needs recompute_num_layers, too",
+         {"recompute_granularity": "full", "recompute_method": "uniform"},
+         {"recompute_num_layers": 1}, megatron="recompute_num_layers must be between"),
+    Case("full-recompute-says-which-layers", "recompute_num_layers", "and that is selective",
+         {"recompute_granularity": "selective", "recompute_num_layers": 1},
+         {"recompute_num_layers": None}, megatron="recompute_num_layers must be None"),
+    Case("full-recompute-says-which-layers", "recompute_method", "and that is not set",
+         {"recompute_method": "block"}, {**FULL}),
+    Case("recomputed-layers-are-there", "recompute_num_layers",
+         "3 is more than the 2 layers that a rank holds in one part of the pipeline (num_layers 8"
+         " / pipeline 4 / parts 1); 1 to 2",
+         {PP: 4, **FULL, "recompute_num_layers": 3}, {"recompute_num_layers": 2}),
+    Case("recomputed-layers-are-there", "recompute_num_layers",
+         "uniform cuts the 8 layers of a part of the pipeline into chunks of 3, and they don't"
+         " divide; the nearest are 2 or 4",
+         {**FULL, "recompute_method": "uniform", "recompute_num_layers": 3},
+         {"recompute_num_layers": 4}),
+    Case("saved-activations-are-shared-by-tensor-ranks", "distribute_saved_activations",
+         "tensor_model_parallel_size is 1",
+         {**FULL, "distribute_saved_activations": True}, {TP: 2}),
+    Case("saved-activations-are-shared-by-tensor-ranks", "distribute_saved_activations",
+         "is for recompute_granularity full",
+         {TP: 2, "distribute_saved_activations": True}, {**FULL}),
+    Case("saved-activations-are-shared-by-tensor-ranks", "distribute_saved_activations",
+         "what sequence_parallel does already",
+         {TP: 2, SP: True, **FULL, "distribute_saved_activations": True}, {SP: False},
+         megatron="must be false when sequence parallel is enabled"),
+    Case("selective-recompute-names-modules", "recompute_modules", "and that is not set",
+         {"recompute_modules": ["mlp"]}, {"recompute_granularity": "selective"}),
+    Case("recomputed-modules-are-there", "recompute_modules", "moe is a part of experts",
+         {"recompute_granularity": "selective", "recompute_modules": ["moe"]}, {EXPERTS: 4}),
+    Case("recomputed-modules-are-there", "recompute_modules", "moe_grouped_gemm: true",
+         {EXPERTS: 4, "recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+         {"parallel.moe_grouped_gemm": True},
+         megatron="moe_act in recompute_modules is only supported with moe_grouped_gemm"),
+    Case("recomputed-modules-are-there", "recompute_modules", "moe_shared_expert_overlap",
+         {EXPERTS: 4, EP: 2, "recompute_granularity": "selective",
+          "recompute_modules": ["shared_experts"], "parallel.moe_shared_expert_overlap": True,
+          "model.moe_shared_expert_intermediate_size": 32},
+         {"parallel.moe_shared_expert_overlap": False}),
+    Case("delayed-scaling-keeps-its-inputs", "recompute_modules", "take tensorwise",
+         {"fp8": "hybrid", "recompute_granularity": "selective",
+          "recompute_modules": ["layernorm"]}, {"fp8_recipe": "tensorwise"}),
+    Case("gathered-parameters-are-sharded", "parallel.overlap_param_gather",
+         "set use_distributed_optimizer",
+         {"parallel.overlap_param_gather": True, "use_distributed_optimizer": False},
+         {"use_distributed_optimizer": True}),
+    Case("gathered-parameters-are-sharded", "parallel.overlap_param_gather",
+         "needs overlap_grad_reduce",
+         {"parallel.overlap_param_gather": True, "parallel.overlap_grad_reduce": False},
+         {"parallel.overlap_grad_reduce": True}),
+    Case("optimizer-instances-are-sharded", INSTANCES, "2 copies of a sharded state",
+         {INSTANCES: 2, "use_distributed_optimizer": False}, {"use_distributed_optimizer": True}),
+    Case("precision-aware-optimizer-is-sharded", "use_precision_aware_optimizer",
+         "needs use_distributed_optimizer",
+         {"use_precision_aware_optimizer": True, "use_distributed_optimizer": False},
+         {"use_distributed_optimizer": True}),
+    Case("optimizer-formats-need-a-precision-aware-one", "exp_avg_dtype",
+         "bf16 needs use_precision_aware_optimizer",
+         {"exp_avg_dtype": "bf16"}, {"use_precision_aware_optimizer": True}),
+    Case("main-gradients-match-the-reduction", "main_grads_dtype",
+         "set grad_reduce_in_fp32 to false",
+         {"main_grads_dtype": "bf16", "use_precision_aware_optimizer": True},
+         {"grad_reduce_in_fp32": False}),
+]  # fmt: skip
+
+WIDE = {"model.hidden_size": 256, "model.num_attention_heads": 8, "model.ffn_hidden_size": 512}
+PRECISION = [
+    Case("one-low-precision-format", "fp4", "can't go with fp8",
+         {**WIDE, "fp8": "hybrid", "fp4": "e2m1"}, {"fp8": None}),
+    Case("low-precision-has-a-16-bit-base", "fp8", "goes with precision auto or bf16 or fp16",
+         {"fp8": "hybrid", "precision": "fp32"}, {"precision": "bf16"}),
+    Case("low-precision-has-a-16-bit-base", "fp4", "not fp16",
+         {**WIDE, "fp4": "e2m1", "precision": "fp16"}, {"precision": "bf16"}),
+    Case("fp8-weights-need-fp8", "fp8_param", "fp8 is not set",
+         {"fp8_param": True}, {"fp8": "hybrid"}),
+    Case("fp8-weights-are-sharded", "fp8_param", "needs use_distributed_optimizer",
+         {"fp8": "hybrid", "fp8_param": True, "use_distributed_optimizer": False},
+         {"use_distributed_optimizer": True}),
+    Case("delayed-scaling-is-for-all-layers", "first_last_layers_bf16", "take tensorwise",
+         {"fp8": "hybrid", "first_last_layers_bf16": True}, {"fp8_recipe": "tensorwise"}),
+    Case("bf16-layers-are-exceptions", "first_last_layers_bf16", "in BF16 already",
+         {"first_last_layers_bf16": True}, {"fp8": "hybrid", "fp8_recipe": "tensorwise"}),
+    Case("bf16-layers-are-on-the-end-stages", "num_layers_at_start_in_bf16",
+         "3 is more than the 2 layers of a pipeline rank (num_layers 8 /"
+         " pipeline_model_parallel_size 4); 0 to 2",
+         {PP: 4, "fp8": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True,
+          "num_layers_at_start_in_bf16": 3}, {"num_layers_at_start_in_bf16": 2}),
+    Case("matrices-are-aligned", "model.ffn_hidden_size",
+         "ffn_hidden_size 120, and delayed takes multiples of 16; the nearest are 112 or 128 in"
+         " all",
+         {"fp8": "hybrid", "model.ffn_hidden_size": 120}, {"model.ffn_hidden_size": 112}),
+    Case("matrices-are-aligned", "model.ffn_hidden_size",
+         "ffn_hidden_size 528, and mxfp8 takes multiples of 32; the nearest are 512 or 544",
+         {**WIDE, "fp8": "hybrid", "fp8_recipe": "mxfp8", "model.ffn_hidden_size": 528},
+         {"model.ffn_hidden_size": 544}),
+    Case("matrices-are-aligned", "model.num_attention_heads", "8 heads x 8 / tensor 8 = 8,",
+         {TP: 8, "fp8": "hybrid", "model.num_query_groups": 8}, {TP: 4}),
+    Case("tokens-are-aligned", "micro_batch_size",
+         "1 x seq_length 62 / context 1 = 62 tokens, and delayed takes multiples of 8",
+         {"fp8": "hybrid", "seq_length": 62}, {"micro_batch_size": 4, "global_batch_size": 32}),
+    Case("tokens-are-aligned", "micro_batch_size",
+         "1 x seq_length 64 / context 2 x tensor 2 = 16 tokens, and mxfp8 takes multiples of 32",
+         {**WIDE, "fp8": "hybrid", "fp8_recipe": "mxfp8", CP: 2, TP: 2, SP: True},
+         {"micro_batch_size": 2}),
+]  # fmt: skip
+
+FP8 = {**WIDE, "fp8": "hybrid"}
+HARDWARE = [
+    Case("gpu-has-the-format", "fp8_recipe",
+         "delayed needs Ada (compute capability 8.9) or newer, and a100 (compute capability 8.0)"
+         " is older; it has no FP8",
+         FP8, {}, machine=gpu("a100"), right_machine=gpu("l40s", cuda="12.1")),
+    Case("gpu-has-the-format", "fp8_recipe",
+         "mxfp8 needs Blackwell (compute capability 10.0) or newer, and h100 (compute capability"
+         " 9.0) is older; it can do delayed, tensorwise, blockwise",
+         {**FP8, "fp8_recipe": "mxfp8"}, {}, machine=gpu("h100"), right_machine=gpu("b200")),
+    Case("gpu-has-the-format", "fp4", "nvfp4 needs Blackwell",
+         {**WIDE, "fp4": "e2m1"}, {}, machine=gpu("h200"), right_machine=gpu("gb300")),
+    Case("gpu-has-the-format", "fp8_recipe", "blockwise needs Hopper",
+         {**FP8, "fp8_recipe": "blockwise"}, {}, machine=gpu("l40s"), right_machine=gpu("h20")),
+    Case("gpu-has-the-format", "fp8_recipe", "mxfp8 has no kernels for rtx_pro_6000",
+         {**FP8, "fp8_recipe": "mxfp8"}, {}, machine=gpu("rtx_pro_6000"),
+         right_machine=gpu("b300")),
+    Case("cuda-has-the-format", "fp8_recipe", "blockwise needs CUDA 12.9, and here is 12.8",
+         {**FP8, "fp8_recipe": "blockwise"}, {}, machine=gpu("h100", cuda="12.8"),
+         right_machine=gpu("h100", cuda="12.9")),
+    Case("cuda-has-the-format", "fp8_recipe", "delayed needs CUDA 12.1, and here is 11.8",
+         FP8, {}, machine=gpu("l4", cuda="11.8"), right_machine=gpu("l4", cuda="12.1")),
+    Case("transformer-engine-has-the-recipe", "fp8_recipe",
+         "tensorwise needs TransformerEngine 2.2.0, and here is 2.1.0",
+         {**FP8, "fp8_recipe": "tensorwise"}, {}, machine=gpu("h100", transformer_engine="2.1.0"),
+         right_machine=gpu("h100", transformer_engine="2.2.0+cu12")),
+    Case("transformer-engine-has-the-recipe", "fp4", "nvfp4 needs TransformerEngine 2.7.0",
+         {**WIDE, "fp4": "e2m1"}, {}, machine=gpu("b200", transformer_engine="2.6"),
+         right_machine=gpu("b200", transformer_engine="2.7.0.dev0")),
+    Case("transformer-engine-has-the-kernels", "parallel.moe_permute_fusion",
+         "needs TransformerEngine 2.1.0, and here is 2.0",
+         {EXPERTS: 4, "parallel.moe_permute_fusion": True}, {},
+         machine=gpu("h100", transformer_engine="2.0"),
+         right_machine=gpu("h100", transformer_engine="2.1")),
+    Case("transformer-engine-has-the-kernels", "recompute_modules",
+         "needs TransformerEngine 2.6.0, and here is 2.5",
+         {**FP8, "fp8_recipe": "tensorwise", "recompute_granularity": "selective",
+          "recompute_modules": ["layernorm"]}, {},
+         machine=gpu("h100", transformer_engine="2.5"),
+         right_machine=gpu("h100", transformer_engine="2.6.1")),
+    Case("torch-does-not-hang", EP_OVERLAP, "hangs with torch before 2.6.0, and here is 2.5.1",
+         {EXPERTS: 4, EP: 2, EP_OVERLAP: True}, {}, machine=gpu("h100", torch="2.5.1"),
+         right_machine=gpu("h100", torch="2.6.0a0+nv25.01")),
+    Case("gpu-has-bf16", "precision", "bf16 needs compute capability 8.0 (Ampere), and v100 has"
+         " 7.0; take fp16", {}, {"precision": "fp16"}, machine=gpu("v100")),
+    Case("gpu-has-deepep", DISPATCHER, "rtx_pro_6000 has 12.0; take alltoall",
+         {EXPERTS: 4, EP: 2, DISPATCHER: "flex"}, {}, machine=gpu("rtx_pro_6000"),
+         right_machine=gpu("h100")),
+    Case("kernels-run-in-order", "parallel",
+         "tensor 2 x context 1 on h100 needs CUDA_DEVICE_MAX_CONNECTIONS 1, and the profile sets 8",
+         {TP: 2}, {}, machine=gpu("h100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "8"),)),
+         right_machine=gpu("b200", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "8"),))),
+    Case("kernels-run-in-order", "parallel", "tensor 1 x context 2 on a100",
+         {CP: 2}, {}, machine=gpu("a100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "8"),)),
+         right_machine=gpu("a100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "1"),))),
+]  # fmt: skip
+
+CASES = [
+    *RANKS, *MATRICES, *PIPELINE, *SEQUENCE, *ROUTING, *DISPATCH, *MEMORY, *PRECISION, *HARDWARE,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShapeCase:
+    """A boundary that a stage's settings can't reach yet."""
+
+    rule: str
+    says: str
+    wrong: Settings
+    right: Settings
+    machine: Machine = field(default=Machine())
+
+    def run(self, changes: Settings) -> Run:
+        run = run_of(config({}), 8, machine=self.machine)
+        layout = {k: v for k, v in changes.items() if hasattr(run.layout, k)}
+        model = {k: v for k, v in changes.items() if hasattr(run.model, k)}
+        precision = {k: v for k, v in changes.items() if hasattr(run.precision, k)}
+        assert len(layout) + len(model) + len(precision) == len(changes)
+        return dataclasses.replace(
+            run,
+            model=dataclasses.replace(run.model, **model),
+            layout=dataclasses.replace(run.layout, **layout),
+            precision=dataclasses.replace(run.precision, **precision),
+        )
+
+
+TORCH_FSDP = {"fsdp": "torch", "distributed_optimizer": False}
+SHAPE_CASES = [
+    ShapeCase("torch-fsdp-stands-alone", "pipeline_model_parallel_size 2; it needs 1",
+              {**TORCH_FSDP, "pp": 2}, {"pp": 1}),
+    ShapeCase("torch-fsdp-stands-alone", "use_distributed_optimizer",
+              {"fsdp": "torch"}, {"distributed_optimizer": False}),
+    ShapeCase("torch-fsdp-stands-alone", "tied embeddings",
+              {**TORCH_FSDP, "untie_embeddings_and_output_weights": False},
+              {"untie_embeddings_and_output_weights": True}),
+    ShapeCase("torch-fsdp-stands-alone", "precision fp16", {**TORCH_FSDP, "weights": "fp16"},
+              {"weights": "bf16"}),
+    ShapeCase("megatron-fsdp-has-the-distributed-optimizer", "needs use_distributed_optimizer",
+              {"fsdp": "megatron", "distributed_optimizer": False},
+              {"distributed_optimizer": True}),
+    ShapeCase("kernels-run-in-order", "the profile sets it to 1", {"fsdp": "megatron"},
+              {"fsdp": None}, gpu("h100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "1"),))),
+    ShapeCase("overlapped-tensor-parallel-needs-sequence-parallel", "must be on",
+              {"tp": 2, "overlap": Overlap(tp_comm=True)}, {"sequence_parallel": True}),
+    ShapeCase("torch-does-not-hang", "needs torch 2.4.0", TORCH_FSDP, {"fsdp": None},
+              gpu("h100", torch="2.3.1")),
+]  # fmt: skip

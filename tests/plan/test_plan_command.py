@@ -1,0 +1,307 @@
+"""``toolkit plan``, as it is typed; and finished runs, as they are read back."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from plan_shapes import H100
+from typer.testing import CliRunner
+
+from toolkit.cli import app
+from toolkit.errors import ToolkitError
+from toolkit.megatron.config import PretrainConfig
+from toolkit.plan.config import Planning
+from toolkit.plan.cost import cost_of, parse_tokens
+from toolkit.plan.measured import calibrate, read_measured
+from toolkit.plan.sizing import hardware_of
+from toolkit.plan.throughput import Estimator
+
+PIPELINE = """\
+name: big
+stages:
+  vocabulary: {kind: train-tokenizer, sources: [sample:python-docs], vocab_size: 128256}
+  corpus: {kind: tokenize, sources: [sample:python-docs], tokenizer: vocabulary}
+  base:
+    kind: pretrain
+    data: corpus
+    train_iters: 1000
+    micro_batch_size: 1
+    global_batch_size: 256
+    seq_length: 8192
+    model: {preset: llama-3-70b}
+    parallel:
+      tensor_model_parallel_size: 4
+      pipeline_model_parallel_size: 8
+      virtual_pipeline_model_parallel_size: 5
+      sequence_parallel: true
+    fp8: hybrid
+    fp8_recipe: tensorwise
+    fp8_param: true
+    grad_reduce_in_fp32: false
+    resources: {nodes: 8, ntasks_per_node: 8}
+"""
+CLUSTER = """\
+scheduler: slurm
+node: {cpus: 224, gpus: 8, gpu_type: h100}
+time_limit: "4:00:00"
+network: infiniband
+planning: {gpu_hour: 2.5, watts: 1275, pue: 1.2}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "big.yaml").write_text(PIPELINE)
+    (tmp_path / "dgx.yaml").write_text(CLUSTER)
+    return str(tmp_path / "big.yaml"), str(tmp_path / "dgx.yaml")
+
+
+def said(*command: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["plan", *command], env={"COLUMNS": "200"})
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_table(files: tuple[str, str]) -> None:
+    out = said(files[0], "--cluster", files[1], "--tokens", "15T")
+    assert "70,553,706,496 parameters" in out
+    assert "64 x h100: TP4 PP8 VPP5 DP2" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows if row[1:2] in (["2.4B"], ["2.14B"])] == list("01234567")
+    assert "79.6 GiB: fits" in out
+    assert "tokens/s/GPU" in out
+    assert "15T tokens (213 for each parameter): 7,152,558 steps" in out
+    assert "USD" in out
+    assert "MWh at 1,275 W a GPU" in out
+    assert "Besiroglu" in out
+
+
+def test_what_does_not_fit_says_so(files: tuple[str, str]) -> None:
+    layout = "stages.base.parallel={tensor_model_parallel_size: 4, sequence_parallel: true}"
+    out = said(files[0], layout, "--cluster", files[1])
+    assert "does not fit" in out
+
+
+def test_check_warns_of_what_will_not_fit(
+    files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.launch.slurm.here", lambda: False)
+
+    def warned(*overrides: str) -> str:
+        command = ["check", files[0], "--cluster", files[1], *overrides]
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "needs about" not in warned()
+    layout = "{tensor_model_parallel_size: 4, sequence_parallel: true}"
+    assert "base: its fullest rank needs about" in warned(f"stages.base.parallel={layout}")
+
+
+def test_the_search(files: tuple[str, str]) -> None:
+    out = said(files[0], "--cluster", files[1], "--search")
+    assert "TP4 PP8 VPP5 DP2, MBS 1" in out
+    assert "would be faster, and needs" in out
+    assert "% uneven stages" in out
+    settings = out.partition("the first, in the file: ")[2].strip()
+    again = yaml.safe_load("{" + settings + "}")
+    base = yaml.safe_load(PIPELINE)["stages"]["base"]
+    assert PretrainConfig.model_validate(base | again | {"model": PETITE})
+    assert again["parallel"]["tensor_model_parallel_size"] == 4
+
+
+def test_other_gpus_than_the_file_asks(files: tuple[str, str]) -> None:
+    """The file's own layout is for 64: on 48 it is refused, and one is found in its place."""
+    out = said(files[0], "--cluster", files[1], "--gpus", "48", "--search")
+    assert "48" in out
+    assert "! " in out
+    assert "48 x h100: TP" in out
+    out = said(files[0], "--cluster", files[1], "--gpus", "48", code=2)
+    assert "! base: " in out
+    assert "tokens/s" not in out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], "plan needs a cluster"),
+        (["--cluster", "dgx-h100"], "plan needs its file"),
+        (["--cluster", "cpu-partition"], "plan needs its file"),
+        (["--scaling"], "which runs?"),
+        (["no-such.yaml", "--cluster", "dgx-h100"], "no-such.yaml"),
+        (["no-such.yaml", "--cluster", "dgx-h101"], "dgx-h100"),
+        (["no-such.yaml", "--cluster", "dgx-h100", "--tokens", "many"], "no number of tokens"),
+        (["--scaling", "no-such-run"], "no finished pretrain stage"),
+    ],
+)
+def test_what_is_missing_is_named(command: list[str], words: str) -> None:
+    assert words in said(*command, code=2)
+
+
+def test_a_cluster_without_gpus(files: tuple[str, str]) -> None:
+    assert "no GPUs" in said(files[0], "--cluster", "cpu-partition", code=2)
+
+
+def test_a_vocabulary_that_nobody_knows(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tokens.bin").touch()
+    (tmp_path / "tokens.idx").touch()
+    settings = yaml.safe_load(PIPELINE)
+    settings["stages"] = {"base": settings["stages"]["base"] | {"data": str(tmp_path / "tokens")}}
+    settings["stages"]["base"]["model"] = {
+        "num_layers": 8,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 8192,
+    }
+    settings["stages"]["base"]["parallel"] = {}
+    file = tmp_path / "bare.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    out = said(str(file), "--cluster", files[1], code=2)
+    assert "the vocabulary's size is not known" in out
+    known = "stages.base.model.vocab_size=1000"
+    assert "parameters" in said(str(file), known, "--cluster", files[1])
+
+
+def test_neither_torch_nor_numpy_is_loaded(files: tuple[str, str]) -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from toolkit.cli import app
+done = CliRunner().invoke(app, ["plan", {files[0]!r}, "--cluster", {files[1]!r}, "--search"])
+assert done.exit_code == 0, done.output
+print(sorted({{"torch", "numpy", "transformers", "megatron.core"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Money and tokens --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("15T", 15 * 10**12), ("300B", 3 * 10**11), ("1.5e12", 1.5e12), ("2_000_000", 2_000_000)],
+)
+def test_tokens_as_people_write_them(text: str, number: float) -> None:
+    assert parse_tokens(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "T", "-3B", "1.5.2", "3G", "nan"])
+def test_what_is_no_number_of_tokens(text: str) -> None:
+    with pytest.raises(ToolkitError, match="no number of tokens"):
+        parse_tokens(text)
+
+
+def test_the_cost_of_a_budget(files: tuple[str, str]) -> None:
+    from toolkit.plan.describe import run_of
+
+    settings = yaml.safe_load(PIPELINE)["stages"]["base"]
+    config = PretrainConfig.model_validate(settings | {"model": PETITE, "parallel": {}})
+    run = run_of(config, 8, 1000)
+    estimate = Estimator(run.model, run.precision, H100).estimate(run.layout)
+    planning = Planning(gpu_hour=2.0, watts=1000.0, pue=1.5)
+    step = 256 * 8192
+    found = cost_of(estimate, 10 * step + 1, H100.gpu, planning)
+    assert found.steps == 11
+    assert found.gpu_hours == pytest.approx(11 * estimate.step_seconds * 8 / 3600)
+    assert found.price == pytest.approx(2 * found.gpu_hours)
+    assert found.megawatt_hours == pytest.approx(found.gpu_hours * 1000 * 1.5 / 1e6)
+    assert cost_of(estimate, 1, H100.gpu, Planning()).price is None
+
+
+def test_the_profile_says_what_the_network_does() -> None:
+    usual = hardware_of("h100", 8, "infiniband", Planning())
+    slow = hardware_of("h100", 8, "infiniband", Planning(network_gbps=100.0, sustained=0.5))
+    assert usual.network == pytest.approx(45e9)
+    assert slow.network == pytest.approx(usual.network / 4)
+    assert slow.tuning.sustained == 0.5
+    with pytest.raises(ToolkitError, match="no type of its GPUs"):
+        hardware_of(None, 8, "none", Planning())
+    with pytest.raises(ToolkitError, match="no constants for the GPU 'mi300x'"):
+        hardware_of("mi300x", 8, "none", Planning())
+
+
+# Finished runs -----------------------------------------------------------------------------------
+
+PETITE = {
+    "num_layers": 8,
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 8192,
+}
+
+
+def finished(folder: Path, seconds: float, *, loss: float = 3.0, steps: int = 10) -> Path:
+    """A run's folder as training leaves it, with a step of so many seconds."""
+    settings = yaml.safe_load(PIPELINE)["stages"]["base"]
+    settings |= {"model": PETITE, "parallel": {}, "train_iters": steps, "data": "corpus"}
+    stage = folder / "base"
+    (stage / "artifact").mkdir(parents=True)
+    written = {"stage": "base", "kind": "pretrain", "fingerprint": "f", "seed": 1, "inputs": {}}
+    (stage / "stage.yaml").write_text(yaml.safe_dump(written | {"config": settings}))
+    attempt = {"status": "complete", "device": "cuda", "world_size": 8}
+    state = {"status": "complete", "fingerprint": "f", "attempts": [attempt]}
+    (stage / "state.json").write_text(json.dumps(state))
+    rows = [{"step": 1, "seconds_per_step": 9 * seconds, "memory_gib": 20.0, "loss": 9.0}]
+    rows += [{"step": n, "seconds_per_step": seconds, "loss": loss} for n in range(2, steps)]
+    (stage / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    info = {
+        "parameters": 500_000_000,
+        "consumed_samples": steps * 256,
+        "validation_loss": loss,
+        "layout": {"world_size": 8},
+    }
+    manifest = {"type": "checkpoint", "fingerprint": "f", "stage": "base", "kind": "pretrain"}
+    manifest |= {"created": "", "parents": [], "files": [], "versions": {}, "info": info}
+    (stage / "artifact" / "artifact.json").write_text(json.dumps(manifest))
+    (stage / "artifact" / "model.json").write_text(json.dumps({"vocab_size": 32000}))
+    return folder
+
+
+def test_a_run_is_read_back(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "small", 4.0)
+    found = read_measured(folder)[0]
+    assert found.trained.name == "small/base"
+    assert found.trained.tokens == 10 * 256 * 8192
+    assert found.trained.loss == 3.0
+    assert found.step_seconds == 4.0  # the first row, with its warm-up, is left out
+    assert found.memory_gib == 20.0
+    assert read_measured(folder / "base")[0].trained == found.trained
+
+
+def test_calibrating_finds_the_constant_that_a_run_had(tmp_path: Path) -> None:
+    run = read_measured(finished(tmp_path / "guess", 1.0))[0].run
+    for sustained in (0.4, 0.7, 1.0):
+        estimator = Estimator(run.model, run.precision, H100.calibrated(sustained))
+        seconds = estimator.estimate(run.layout).step_seconds
+        measured = read_measured(finished(tmp_path / f"at{sustained}", seconds))[0]
+        assert calibrate(measured, H100).sustained == pytest.approx(sustained, abs=2e-3)
+
+
+def test_what_can_not_be_calibrated(tmp_path: Path) -> None:
+    measured = read_measured(finished(tmp_path / "run", 1e-3))[0]
+    with pytest.raises(ToolkitError, match="with the most that the GPUs can do"):
+        calibrate(measured, H100)
+    with pytest.raises(ToolkitError, match="ran on CPUs"):
+        calibrate(replace(measured, device="cpu"), H100)
+
+
+def test_calibrate_and_scaling_as_they_are_typed(tmp_path: Path) -> None:
+    run = read_measured(finished(tmp_path / "guess", 1.0))[0].run
+    seconds = Estimator(run.model, run.precision, H100).estimate(run.layout).step_seconds
+    folder = finished(tmp_path / "good", seconds)
+    out = said("--cluster", "dgx-h100", "--calibrate", str(folder))
+    assert f"planning: {{sustained: {H100.tuning.sustained}" in out
+    folders = [
+        str(finished(tmp_path / f"run{n}", 1.0, steps=10 * 4**n, loss=3.5 - 0.3 * n))
+        for n in range(4)
+    ]
+    out = said("--scaling", *folders)
+    assert "run3/base" in out
+    assert "loss = " in out
+    assert out.count("o") > 4
+    assert "10 x the largest" in out

@@ -1,0 +1,249 @@
+"""megatron-core's ``TransformerConfig`` from our settings: the one place that fills it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from toolkit.errors import ToolkitError
+from toolkit.megatron.config import ModelConfig, ParallelConfig
+from toolkit.megatron.experts import ExpertSettings
+from toolkit.megatron.settings import NumericsSettings
+
+MODEL = frozenset(ExpertSettings.model_fields)
+MOE_KERNELS = (
+    "moe_token_dispatcher_type",
+    "moe_grouped_gemm",
+    "moe_permute_fusion",
+    "moe_shared_expert_overlap",
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision_on(numerics: NumericsSettings, device: torch.device) -> str:
+    """The number format on ``device``: ``fp32``, ``bf16`` or ``fp16``, with ``auto`` resolved."""
+    if numerics.precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return numerics.precision
+
+
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    numerics: NumericsSettings | None = None,
+    device: torch.device | None = None,
+) -> TransformerConfig:
+    """megatron-core's configuration of the layers; the one place that fills it.
+
+    Weights are left unset: ``initialize.initialize_weights`` or a checkpoint fills them.
+
+    Raises:
+        ToolkitError: a number format that this device has no arithmetic for, a GPU without
+            TransformerEngine, or settings that contradict each other.
+    """
+    numerics = numerics or NumericsSettings()
+    device = device or torch.device("cpu")
+    gpu = device.type == "cuda"
+    if not gpu:
+        _refuse_on_cpu(parallel, numerics)
+    elif not _have("transformer_engine"):
+        raise ToolkitError(
+            "TransformerEngine is not installed: on GPUs the layers are its modules",
+            hint="use the GPU image, or pip install megatron-toolkit[gpu]",
+        )
+    precision = precision_on(numerics, device)
+    return _accepted(
+        **_shape(model),
+        **_layout(parallel, gpu),
+        **_experts(model, parallel, gpu),
+        **_recompute(numerics),
+        **_low_precision(numerics),
+        **_kernels(model, parallel, gpu),
+        params_dtype=DTYPES[precision],
+        pipeline_dtype=DTYPES[precision],
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        # Not perform_initialization=False: the layers then forget to mark their weights as sharded,
+        # and the gradient's norm counts some shards only.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        use_cpu_initialization=not gpu,
+    )
+
+
+def _accepted(**settings: Any) -> TransformerConfig:
+    """megatron-core's configuration; what it refuses, ``toolkit check`` refuses before it."""
+    try:
+        return TransformerConfig(**settings)
+    except (ValueError, AssertionError) as error:
+        raise ToolkitError(
+            f"megatron-core refuses these settings: {error}",
+            hint="toolkit check says what is wrong, and which values work",
+        ) from error
+
+
+def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None:
+    """Name the settings that only a GPU's kernels and streams can do."""
+    asked = {
+        f"fp8: {numerics.fp8}": numerics.fp8 is not None,
+        f"fp4: {numerics.fp4}": numerics.fp4 is not None,
+        "parallel.overlap_p2p_comm": parallel.overlap_p2p_comm,
+        "parallel.moe_grouped_gemm": parallel.moe_grouped_gemm,
+        "parallel.moe_permute_fusion": parallel.moe_permute_fusion,
+        "parallel.moe_token_dispatcher_type: flex": parallel.moe_token_dispatcher_type == "flex",
+        "parallel.moe_shared_expert_overlap": parallel.moe_shared_expert_overlap,
+        "parallel.overlap_moe_expert_parallel_comm": parallel.overlap_moe_expert_parallel_comm,
+    }
+    found = [name for name, needed in asked.items() if needed]
+    if found:
+        raise ToolkitError(
+            f"{', '.join(found)} needs a GPU; this rank runs on the CPU",
+            hint="leave it out here, or set it for the cluster's runs alone",
+        )
+
+
+def _shape(model: ModelConfig) -> dict[str, Any]:
+    """The fields that ``ModelConfig`` and ``TransformerConfig`` have in common, and defaults."""
+    common = (
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "normalization",
+        "layernorm_epsilon",
+        "qk_layernorm",
+        "gated_linear_unit",
+        "add_bias_linear",
+        "add_qkv_bias",
+        "hidden_dropout",
+        "attention_dropout",
+        "init_method_std",
+    )
+    return {name: getattr(model, name) for name in common} | {
+        "num_query_groups": model.query_groups,
+        "ffn_hidden_size": model.ffn_size,
+        "kv_channels": model.head_size,
+    }
+
+
+def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
+    """How the model is cut, and what is sent meanwhile."""
+    common = (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "sequence_parallel",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        "num_layers_in_first_pipeline_stage",
+        "num_layers_in_last_pipeline_stage",
+        "account_for_embedding_in_pipeline_split",
+        "account_for_loss_in_pipeline_split",
+        "overlap_moe_expert_parallel_comm",
+        "delay_wgrad_compute",
+    )
+    interleaved = parallel.model_chunks > 1
+    # The interleaved schedule's batches send both ways between a pair of ranks, and two of them mix
+    # up which is which. One by one the messages are ordered; on a GPU they overlap with the work
+    # (gloo would send from memory that is free again by then).
+    overlap = (
+        interleaved and gpu if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm
+    )
+    return {name: getattr(parallel, name) for name in common} | {
+        "virtual_pipeline_model_parallel_size": parallel.model_chunks if interleaved else None,
+        "microbatch_group_size_per_vp_stage": parallel.microbatch_group_size_per_vp_stage,
+        "cp_comm_type": parallel.cp_comm_type if parallel.context_parallel_size > 1 else None,
+        "hierarchical_context_parallel_sizes": parallel.hierarchical_context_parallel_sizes,
+        "overlap_p2p_comm": overlap,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
+def _experts(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
+    """The mixture of experts; nothing in a dense model."""
+    if model.num_moe_experts is None:
+        return {}
+    names = (*ExpertSettings.model_fields, *MOE_KERNELS)
+    found = {name: getattr(model if name in MODEL else parallel, name) for name in names}
+    if not gpu and parallel.expert_tensor_size > 1:
+        # Ranks that share an expert gather their tokens, as many as each has; gloo gathers only
+        # tensors of one size, which this dispatcher's are. The results are the same.
+        found["moe_token_dispatcher_type"] = "allgather"
+    return found | {"moe_ffn_hidden_size": model.expert_ffn_size}
+
+
+def _recompute(numerics: NumericsSettings) -> dict[str, Any]:
+    names = (
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+        "recompute_modules",
+        "distribute_saved_activations",
+    )
+    return {name: getattr(numerics, name) for name in names}
+
+
+def _low_precision(numerics: NumericsSettings) -> dict[str, Any]:
+    """Passed through to TransformerEngine's recipes (``fp8_utils.py`` and ``fp4_utils.py``)."""
+    layers = (
+        "first_last_layers_bf16",
+        "num_layers_at_start_in_bf16",
+        "num_layers_at_end_in_bf16",
+    )
+    fp8 = (
+        "fp8",
+        "fp8_recipe",
+        "fp8_param",
+        "fp8_margin",
+        "fp8_amax_history_len",
+        "fp8_amax_compute_algo",
+    )
+    names = (*fp8, *layers) if numerics.fp8 else ("fp4", "fp4_recipe", *layers)
+    asked = numerics.fp8 or numerics.fp4
+    return {name: getattr(numerics, name) for name in names} if asked else {}
+
+
+def _kernels(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
+    """The activation and the fused kernels: all of them on a GPU, none on a CPU."""
+    activation, fused = _activation(model)
+    return {
+        "activation_func": F.gelu if gpu and fused and activation is not F.silu else activation,
+        "bias_activation_fusion": gpu and fused,
+        "bias_dropout_fusion": gpu,
+        "apply_rope_fusion": gpu and model.position_embedding_type == "rope",
+        "cross_entropy_loss_fusion": gpu,
+        "gradient_accumulation_fusion": gpu and _have("fused_weight_gradient_mlp_cuda"),
+        "transformer_impl": "transformer_engine" if gpu else "local",
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        "deallocate_pipeline_outputs": parallel.pipeline_model_parallel_size > 1,
+    }
+
+
+def _activation(model: ModelConfig) -> tuple[Callable[..., Tensor], bool]:
+    """The activation, and whether megatron-core has a kernel that fuses it with the bias.
+
+    Its fused GELU is the tanh approximation, and asks for a bias (``fusions/fused_bias_gelu.py``).
+    """
+    if model.activation_func == "silu":
+        return F.silu, model.gated_linear_unit
+    if model.activation_func == "gelu":
+        return F.gelu, False
+    fused = model.gated_linear_unit or model.add_bias_linear
+    return functools.partial(F.gelu, approximate="tanh"), fused
+
+
+def _leave(weight: Tensor) -> Tensor:
+    """Megatron's initialization, left out."""
+    return weight
+
+
+def _have(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,127 @@
+"""What a layer keeps of its forward pass for its backward pass, and how often it is kept at once.
+
+The terms are those of Korthikanti et al. 2022 (arXiv:2205.05198, section 4), counted for today's
+kernels: attention is TransformerEngine's fused one, which keeps its output and one number a row and
+no matrix of scores; the inputs of FP8 matrices are kept in FP8; grouped queries and gated MLPs keep
+what they have. For GPT-3 with dropout this is the paper's 34 bytes a token and hidden unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.plan.shape import Layout, ModelShape, Precision
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+FP4_INPUT = 0.5625
+"""Bytes of an element in NVFP4: half a byte, and one FP8 scale for each 16."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Bytes of one element of an activation, and of what a matrix keeps of its input."""
+
+    value: float
+    matrix_input: float
+
+    @classmethod
+    def of(cls, precision: Precision) -> Formats:
+        """The formats that follow from a run's precision."""
+        value = BYTES[precision.weights]
+        if precision.fp4 is not None:
+            return cls(value, FP4_INPUT)
+        return cls(value, 1 if precision.fp8 is not None else value)
+
+
+def tokens_per_rank(layout: Layout) -> int:
+    """Tokens of a microbatch on one rank, before sequence parallelism cuts them."""
+    return layout.seq_length * layout.micro_batch_size // layout.cp
+
+
+def norm_share(layout: Layout) -> int:
+    """How many ranks share the tokens outside of the matrices: TP with sequence parallelism."""
+    return layout.tp if layout.sequence_parallel else 1
+
+
+def layer_bytes(model: ModelShape, layout: Layout, precision: Precision, *, moe: bool) -> float:
+    """Bytes that one layer keeps of one microbatch on one rank, full recomputation aside."""
+    formats = Formats.of(precision)
+    modules = _recomputed_modules(layout)
+    tokens = tokens_per_rank(layout)
+    kept = _norms(model, formats, modules) / norm_share(layout)
+    kept += _attention(model, formats) / layout.tp
+    if not moe:
+        kept += _mlp(model, formats, model.ffn_hidden_size, "mlp" in modules) / layout.tp
+        return kept * tokens
+    if "moe" not in modules:
+        kept += _experts(model, layout, formats, "moe_act" in modules)
+    return kept * tokens
+
+
+def input_bytes(model: ModelShape, layout: Layout, precision: Precision) -> float:
+    """Bytes of a layer's input on one rank: all that full recomputation keeps of a layer."""
+    share = layout.tp if layout.recompute.distribute_saved_activations else norm_share(layout)
+    return tokens_per_rank(layout) * model.hidden_size * BYTES[precision.weights] / share
+
+
+def _recomputed_modules(layout: Layout) -> tuple[str, ...]:
+    recompute = layout.recompute
+    return recompute.modules if recompute.granularity == "selective" else ()
+
+
+def _norms(model: ModelShape, formats: Formats, modules: tuple[str, ...]) -> float:
+    """Of both norms a token's input and output, and of both dropouts the mask."""
+    output = 0.0 if "layernorm" in modules else formats.matrix_input
+    masks = 2 if model.hidden_dropout else 0
+    return model.hidden_size * (2 * (formats.value + output) + masks)
+
+
+def _attention(model: ModelShape, formats: Formats) -> float:
+    query = model.num_attention_heads * model.kv_channels
+    keys = model.num_query_groups * model.kv_channels
+    inputs = formats.value * (query + 2 * keys)
+    if model.qk_layernorm:
+        inputs += formats.value * (query + keys)
+    output = formats.value * query
+    if formats.matrix_input != formats.value:
+        output += formats.matrix_input * query  # the projection keeps a smaller copy of its own
+    return inputs + output + 4 * model.num_attention_heads
+
+
+def _mlp(model: ModelShape, formats: Formats, inner: int, recomputed: bool) -> float:
+    if recomputed:
+        return 0.0
+    wide = inner * (2 if model.gated_linear_unit else 1)
+    return formats.value * wide + formats.matrix_input * inner
+
+
+def _experts(model: ModelShape, layout: Layout, formats: Formats, act_recomputed: bool) -> float:
+    """Of the router, the tokens as the experts get them, and the experts, with balanced routing."""
+    assert model.num_moe_experts is not None
+    copies = model.moe_router_topk * layout.expert_tp / layout.tp
+    if model.moe_expert_capacity_factor and model.moe_pad_expert_input_to_capacity:
+        copies *= model.moe_expert_capacity_factor
+    inner = model.moe_ffn_hidden_size
+    wide = inner * (2 if model.gated_linear_unit else 1)
+    act = 0.0 if act_recomputed else formats.matrix_input * inner
+    kept = formats.matrix_input * model.hidden_size
+    kept += (formats.value * wide + act) / layout.expert_tp
+    router = 2 * 4 * model.num_moe_experts / norm_share(layout)  # logits and scores, in FP32
+    shared = model.moe_shared_expert_intermediate_size or 0
+    again = "shared_experts" in _recomputed_modules(layout)
+    return copies * kept + router + _mlp(model, formats, shared, again) / layout.tp
+
+
+def chunks_in_flight(layout: Layout, stage: int) -> int:
+    """The most microbatches, of one model chunk each, that a stage keeps at once.
+
+    1F1B keeps one for each stage from here to the last; interleaving as many as it warms up with,
+    and one (``get_pp_rank_microbatches`` in ``pipeline_parallel/schedules.py``).
+    """
+    total = layout.num_microbatches * layout.vpp
+    behind = layout.pp - stage - 1
+    if layout.vpp == 1:
+        return min(total, behind + 1)
+    group = layout.microbatch_group or layout.pp
+    warmup = behind * 2 + (layout.vpp - 1) * group
+    return min(total, warmup + 1)

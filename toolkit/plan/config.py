@@ -1,0 +1,36 @@
+"""What a cluster's profile may say for planning: prices, power, and what was measured there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from toolkit.stage import Settings
+
+Amount = Annotated[float, Field(gt=0)]
+
+
+class Planning(Settings):
+    """For ``toolkit plan`` alone; no job is other for it."""
+
+    gpu: str | None = Field(
+        default=None, description="The GPUs' type, where node.gpu_type does not say it: h100."
+    )
+    gpu_hour: Amount | None = Field(default=None, description="Price of a GPU for an hour.")
+    currency: str = Field(default="USD", description="What gpu_hour is in.")
+    watts: Amount | None = Field(
+        default=None,
+        description="Power of a GPU with its share of the node; by default the data sheet's of the"
+        " GPU alone.",
+    )
+    pue: Annotated[float, Field(ge=1)] = Field(
+        default=1.0, description="Power of the building over that of its machines."
+    )
+    network_gbps: Amount | None = Field(
+        default=None,
+        description="Gb/s between nodes for each GPU; by default what the network's kind has.",
+    )
+    sustained: Annotated[float, Field(gt=0, le=1.5)] | None = Field(
+        default=None, description="What toolkit plan --calibrate found for these GPUs."
+    )

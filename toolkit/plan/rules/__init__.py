@@ -1,0 +1,1 @@
+"""The rules that a layout must obey, each a small function; ``plan.layout`` asks them all."""

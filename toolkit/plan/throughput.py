@@ -1,0 +1,286 @@
+"""How long a step takes, and where the time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from toolkit.plan import traffic
+from toolkit.plan.compute import (
+    Kernels,
+    Parts,
+    Seconds,
+    layer_parts,
+    mlp_forward,
+    output_parts,
+)
+from toolkit.plan.flops import flops_per_token
+from toolkit.plan.hardware import Hardware
+from toolkit.plan.memory import gradient_width, optimizer_width, shards
+from toolkit.plan.parameters import Numel, stage_layer_kinds, stage_numel
+from toolkit.plan.shape import Layout, ModelShape, Precision
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Seconds of a step by what they are spent on; each is of one GPU, on average."""
+
+    matmul: float = 0.0
+    attention: float = 0.0
+    memory: float = 0.0
+    """Kernels that only move bytes."""
+    recompute: float = 0.0
+    tensor: float = 0.0
+    """Communication in view, of TP; the next ones of CP, EP, PP and DP."""
+    context: float = 0.0
+    expert: float = 0.0
+    pipeline: float = 0.0
+    data: float = 0.0
+    host: float = 0.0
+    """Layers so short that the host can't issue them fast enough."""
+    imbalance: float = 0.0
+    """Waiting for the slowest stage."""
+    bubble: float = 0.0
+    """Filling and draining the pipeline."""
+    optimizer: float = 0.0
+
+    def __add__(self, other: Breakdown) -> Breakdown:
+        return Breakdown(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def __mul__(self, times: float) -> Breakdown:
+        return Breakdown(*(times * value for value in self.values()))
+
+    def values(self) -> list[float]:
+        """The seconds, in order of the fields."""
+        return [getattr(self, name) for name in NAMES]
+
+    def items(self) -> list[tuple[str, float]]:
+        """Name and seconds."""
+        return list(zip(NAMES, self.values(), strict=True))
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.values())
+
+
+NAMES = tuple(field.name for field in fields(Breakdown))
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer, or one end of the model, for one microbatch."""
+
+    passes: Seconds
+    spent: Breakdown
+
+
+NOTHING = LayerTime(Seconds(), Breakdown())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The speed of one layout."""
+
+    layout: Layout
+    step_seconds: float
+    tokens_per_second_per_gpu: float
+    tflops_per_gpu: float
+    """Of the model's own operations, in 1e12 a second."""
+    mfu: float
+    """Those over the peak of the format that the matrices run in."""
+    spent: Breakdown
+
+
+class Estimator:
+    """Estimates layouts of one model on one kind of hardware; what layouts share is kept."""
+
+    def __init__(self, model: ModelShape, precision: Precision, hardware: Hardware) -> None:
+        self.model, self.precision, self.hardware = model, precision, hardware
+        self.kernels = Kernels(hardware, precision)
+        self._layers: dict[tuple[object, ...], LayerTime] = {}
+        self._peak = hardware.gpu.peak[self.kernels.format]
+
+    def estimate(self, layout: Layout) -> Estimate:
+        """The speed of a layout that the rules accept."""
+        stages = [self._stage(layout, stage) for stage in _telling_stages(layout)]
+        weights = _weights_of(layout, len(stages))
+        middle = _mean([s.spent for s in stages], weights)
+        passes = _mean_passes([s.passes for s in stages], weights)
+        slowest = max(s.passes.both for s in stages)
+        batches = layout.num_microbatches
+        spent = middle * batches
+        bubble = (layout.pp - 1) / layout.vpp * passes.both
+        spent += Breakdown(
+            imbalance=batches * max(0.0, slowest - passes.both),
+            bubble=bubble,
+            pipeline=self._sends(layout),
+        )
+        spent += self._end_of_step(layout, passes)
+        return self._rates(layout, spent)
+
+    def _rates(self, layout: Layout, spent: Breakdown) -> Estimate:
+        step = spent.total
+        assert self.model.vocab_size is not None
+        tokens = layout.global_batch_size * layout.seq_length
+        each = tokens / step / layout.world_size
+        operations = flops_per_token(self.model, layout.seq_length, self.model.vocab_size)
+        rate = operations * each
+        return Estimate(layout, step, each, rate / 1e12, rate / self._peak, spent)
+
+    def _stage(self, layout: Layout, stage: int) -> LayerTime:
+        """All layers of a stage, and the model's end where it is there."""
+        dense, experts = stage_layer_kinds(self.model, layout, stage)
+        found = _times(self._layer(layout, moe=False), dense) if dense else NOTHING
+        if experts:
+            found = _plus(found, _times(self._layer(layout, moe=True), experts))
+        if stage == layout.pp - 1:
+            found = _plus(found, self._output(layout))
+        return found
+
+    def _layer(self, layout: Layout, *, moe: bool) -> LayerTime:
+        key = (*_shared(layout), moe)
+        if key not in self._layers:
+            self._layers[key] = self._new_layer(layout, moe=moe)
+        return self._layers[key]
+
+    def _new_layer(self, layout: Layout, *, moe: bool) -> LayerTime:
+        parts = layer_parts(self.kernels, self.model, layout, moe=moe)
+        tensor = traffic.tensor(self.kernels, self.model, layout, parts.pairs)
+        context = traffic.context(self.kernels, self.model, layout, parts.attention)
+        expert = traffic.expert(self.kernels, self.model, layout) if moe else Seconds()
+        passes = parts.total + tensor + context + expert
+        tuning = self.hardware.tuning
+        floor = tuning.moe_floor if moe else tuning.layer_floor
+        host = Seconds(
+            max(0.0, floor - passes.forward),
+            max(0.0, tuning.floor_backward * floor - passes.backward),
+        )
+        again = self._recomputed(layout, parts, passes.forward, moe=moe)
+        return LayerTime(
+            passes + host + Seconds(0.0, again),
+            Breakdown(
+                matmul=parts.matmul.both,
+                attention=parts.attention.both,
+                memory=parts.memory.both,
+                recompute=again,
+                tensor=tensor.both,
+                context=context.both,
+                expert=expert.both,
+                host=host.both,
+            ),
+        )
+
+    def _recomputed(self, layout: Layout, parts: Parts, forward: float, *, moe: bool) -> float:
+        """Seconds of a layer's forward pass that the backward pass repeats."""
+        recompute = layout.recompute
+        if recompute.granularity is None:
+            return 0.0
+        if recompute.granularity == "full":
+            held = self.model.num_layers / (layout.pp * layout.vpp)
+            share = 1.0 if recompute.method == "uniform" else (recompute.num_layers or 1) / held
+            return forward * min(1.0, share)
+        again, norms = 0.0, self.hardware.tuning.norms * parts.memory.forward
+        modules = recompute.modules or ("core_attn",)
+        if "core_attn" in modules:
+            again += parts.attention.forward
+        if "layernorm" in modules:
+            again += norms
+        if ("moe" if moe else "mlp") in modules:
+            again += mlp_forward(self.kernels, self.model, layout, moe=moe)
+        if moe and "moe_act" in modules:
+            again += norms
+        return again
+
+    def _output(self, layout: Layout) -> LayerTime:
+        key = ("output", *_shared(layout))
+        if key not in self._layers:
+            parts = output_parts(self.kernels, self.model, layout)
+            spent = Breakdown(matmul=parts.matmul.both, memory=parts.memory.both)
+            self._layers[key] = LayerTime(parts.total, spent)
+        return self._layers[key]
+
+    def _sends(self, layout: Layout) -> float:
+        """Messages between stages that stay in view: all, or with overlap the first and last.
+
+        Each chunk's turn costs a handing over in either case.
+        """
+        if layout.pp == 1:
+            return 0.0
+        once = traffic.pipeline_send(self.kernels, self.model, layout)
+        turns = 2 * layout.num_microbatches * layout.vpp
+        seen = 2 * (layout.pp - 1) if layout.vpp > 1 and layout.overlap.p2p else turns
+        return seen * once + turns * self.hardware.tuning.handover
+
+    def _end_of_step(self, layout: Layout, passes: Seconds) -> Breakdown:
+        padded = self.model.padded_vocab_size(layout.tp)
+        counts = {
+            stage: stage_numel(self.model, layout, stage, padded) for stage in {0, layout.pp - 1}
+        }
+        count = max(counts.values(), key=lambda c: c.total)
+        data = traffic.data(self.kernels, layout, count, passes.forward, passes.backward)
+        return Breakdown(data=data, optimizer=self._optimizer(layout, count))
+
+    def _optimizer(self, layout: Layout, count: Numel) -> float:
+        """Reads the state and writes it back; clears and measures all gradients of the rank."""
+        dense, expert = shards(layout)
+        if not (layout.distributed_optimizer or layout.fsdp):
+            dense = expert = 1
+        held = count.dense / dense + count.expert / expert
+        width = gradient_width(self.precision)
+        moved = held * (2 * optimizer_width(self.precision) + 2 * width + self.kernels.value)
+        moved += width * count.total
+        return self.kernels.streamed(moved, 100)
+
+
+def _telling_stages(layout: Layout) -> list[int]:
+    """The first, one from the middle, and the last: the others are as the middle one."""
+    return sorted({0, layout.pp // 2, layout.pp - 1})
+
+
+def _weights_of(layout: Layout, stages: int) -> list[float]:
+    if stages == 3:
+        return [1 / layout.pp, (layout.pp - 2) / layout.pp, 1 / layout.pp]
+    return [1 / stages] * stages
+
+
+def _mean(spent: list[Breakdown], weights: list[float]) -> Breakdown:
+    found = Breakdown()
+    for each, weight in zip(spent, weights, strict=True):
+        found += each * weight
+    return found
+
+
+def _mean_passes(passes: list[Seconds], weights: list[float]) -> Seconds:
+    found = Seconds()
+    for each, weight in zip(passes, weights, strict=True):
+        found += each * weight
+    return found
+
+
+def _plus(first: LayerTime, second: LayerTime) -> LayerTime:
+    return LayerTime(first.passes + second.passes, first.spent + second.spent)
+
+
+def _times(layer: LayerTime, times: int) -> LayerTime:
+    return LayerTime(layer.passes * times, layer.spent * times)
+
+
+def _shared(layout: Layout) -> tuple[object, ...]:
+    """What a layer's time depends on."""
+    recompute = layout.recompute
+    block = layout.pp * layout.vpp if recompute.method == "block" else 0
+    return (
+        layout.tp,
+        layout.cp,
+        layout.ep,
+        layout.expert_tp,
+        layout.sequence_parallel,
+        layout.cp_comm_type,
+        layout.micro_batch_size,
+        layout.seq_length,
+        recompute,
+        block,
+        layout.overlap.tp_comm,
+        layout.overlap.moe_expert_parallel_comm,
+        layout.moe,
+    )

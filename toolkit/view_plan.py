@@ -1,0 +1,251 @@
+"""What the terminal shows of a plan: memory, speed, cost, and the layouts that were looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.plan.hardware import Hardware
+from toolkit.plan.memory import GIB, StageMemory
+from toolkit.plan.scaling import FLOPS_PER_PARAMETER, optima
+from toolkit.plan.search import LABELS, Candidate, Found, settings_of, why_slower
+from toolkit.plan.shape import Layout
+from toolkit.plan.sizing import Sizing
+
+BAR = 48
+"""Width of the bar of a GPU's memory, in characters."""
+PARTS = (
+    ("weights", "weights", "blue"),
+    ("gradients", "grads", "magenta"),
+    ("optimizer", "optim.", "cyan"),
+    ("activations", "activ.", "green"),
+    ("temporary", "temp.", "yellow"),
+    ("margin", "margin", "bright_black"),
+)
+"""Of a rank's memory: the field, the column's title, the colour in the bar. A table with short
+titles fits a terminal of 80 columns."""
+SHADES = "█▓▒░▚▞"
+"""One for each part, so that the bar can be read without colours, too."""
+
+
+def show_sizing(console: Console, name: str, sizing: Sizing) -> None:
+    """Print a stage's plan: the layout, memory by pipeline stage, speed, and cost."""
+    layout, hardware = sizing.run.layout, sizing.hardware
+    console.print(f"[bold]{escape(name)}[/]  {_model_text(sizing)}")
+    console.print(
+        f"  {layout.world_size:,} x {hardware.gpu.name}: {layout_text(layout)};"
+        f" {layout.global_batch_size:,} sequences of {layout.seq_length:,} tokens in"
+        f" {layout.num_microbatches:,} microbatches\n\n  GiB of one rank, by pipeline stage:"
+    )
+    console.print(_memory_table(sizing.memory, hardware))
+    console.print(_bar(sizing.fullest, hardware))
+    console.print()
+    console.print(_speed_table(sizing))
+
+
+def _model_text(sizing: Sizing) -> str:
+    text = f"{sizing.parameters:,} parameters"
+    if sizing.active_parameters != sizing.parameters:
+        text += f", {sizing.active_parameters:,} for each token"
+    return text
+
+
+def layout_text(layout: Layout) -> str:
+    """A layout in short: ``TP4 PP8 VPP5 DP2, MBS 1, no recomputation``."""
+    degrees = [f"TP{layout.tp}", f"PP{layout.pp}"]
+    for name, size in (("VPP", layout.vpp), ("CP", layout.cp), ("EP", layout.ep)):
+        if size > 1:
+            degrees.append(f"{name}{size}")
+    if layout.ep > 1 and layout.expert_tp != layout.tp:
+        degrees.append(f"ETP{layout.expert_tp}")
+    degrees.append(f"{'FSDP' if layout.fsdp else 'DP'}{layout.dp}")
+    return f"{' '.join(degrees)}, MBS {layout.micro_batch_size}{_ends(layout)}{_again(layout)}"
+
+
+def _ends(layout: Layout) -> str:
+    counted = [
+        name
+        for name, counts in (
+            ("embedding", layout.account_for_embedding),
+            ("loss", layout.account_for_loss),
+        )
+        if counts
+    ]
+    return f", {' and '.join(counted)} as layers" if counted else ""
+
+
+def _again(layout: Layout) -> str:
+    recompute = layout.recompute
+    if recompute.granularity is None:
+        return ""
+    if recompute.granularity == "full":
+        return f", recompute {recompute.method} {recompute.num_layers}"
+    return f", recompute {' '.join(recompute.modules or ('core_attn',))}"
+
+
+def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:
+    """A row for each pipeline stage; of a long row of the same, the first and the last."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("  stage", justify="right")
+    table.add_column("params", justify="right")
+    for _, title, _ in PARTS:
+        table.add_column(title, justify="right")
+    table.add_column("total", justify="right", style="bold")
+    table.add_column("of GPU", justify="right")
+    shown = _telling(stages)
+    for before, stage in zip([None, *shown], shown, strict=False):
+        if before is not None and stage.stage > before.stage + 1:
+            table.add_row("...")
+        share = stage.total / hardware.gpu.memory
+        style = "red" if share > 1 else ""
+        parts = [_gib(getattr(stage, field)) for field, _, _ in PARTS]
+        total = Text(_gib(stage.total), style=style)
+        of_gpu = Text(f"{share:.0%}", style=style)
+        table.add_row(str(stage.stage), count_text(stage.parameters), *parts, total, of_gpu)
+    return table
+
+
+def _gib(count: float) -> str:
+    """``17.9``; of a small model ``0.0034``."""
+    size = count / GIB
+    return f"{size:,.1f}" if size >= 0.1 or not size else f"{size:.2g}"
+
+
+def _telling(stages: Sequence[StageMemory]) -> list[StageMemory]:
+    if len(stages) <= 8:
+        return list(stages)
+    return [*stages[:3], *stages[-2:]]
+
+
+def _bar(stage: StageMemory, hardware: Hardware) -> Text:
+    """The fullest rank's memory against its GPU's, a shade and a colour for each part."""
+    room = hardware.gpu.memory
+    scale = BAR / max(room, stage.total)
+    text = Text("\n  ")
+    drawn, before = 0, 0.0
+    for (field, _, colour), shade in zip(PARTS, SHADES, strict=True):
+        before += getattr(stage, field)
+        width = round(before * scale) - drawn
+        text.append(shade * width, style=colour)
+        drawn += width
+    end = round(room * scale)
+    if drawn < end:
+        text.append("·" * (end - drawn), style="dim")
+    fits = stage.total <= room
+    text.append(f"  {stage.total / GIB:.1f} of {room / GIB:.1f} GiB: ")
+    text.append("fits" if fits else "does not fit", style="green" if fits else "bold red")
+    text.append("\n  ")
+    for (field, _, colour), shade in zip(PARTS, SHADES, strict=True):
+        text.append(f"{shade} ", style=colour)
+        text.append(f"{field}  ")
+    return text
+
+
+def _speed_table(sizing: Sizing) -> Table:
+    estimate, cost = sizing.estimate, sizing.cost
+    each = f"{cost.tokens / sizing.active_parameters:.3g} for each parameter"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    rows = [
+        ("step", f"{estimate.step_seconds:.3g} s: {_spent(sizing)}"),
+        ("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}"),
+        ("model TFLOP/s", f"{estimate.tflops_per_gpu:,.0f} a GPU, MFU {estimate.mfu:.1%}"),
+        (
+            "training",
+            f"{count_text(cost.tokens)} tokens ({each}): {cost.steps:,} steps, {_time(cost.days)},"
+            f" {_short(cost.gpu_hours)} GPU-hours",
+        ),
+    ]
+    if cost.price is not None:
+        rows.append(("cost", f"{_short(cost.price)} {cost.currency}"))
+    what = "" if cost.whole_node else ", the GPUs alone"
+    rows.append(("energy", f"{_short(cost.megawatt_hours)} MWh at {cost.watts:,.0f} W a GPU{what}"))
+    for number, best in enumerate(optima(_flops(sizing))):
+        told = f"{count_text(best.parameters)} on {count_text(best.tokens)} tokens ({best.name})"
+        rows.append(("optimal" if number == 0 else "", told))
+    for title, text in rows:
+        table.add_row(f"  {title}", escape(text))
+    return table
+
+
+def _flops(sizing: Sizing) -> float:
+    return float(FLOPS_PER_PARAMETER * sizing.active_parameters) * sizing.cost.tokens
+
+
+def _spent(sizing: Sizing) -> str:
+    """What a step is spent on, the largest first, down to one per cent."""
+    spent = sizing.estimate.spent
+    parts = sorted(spent.items(), key=lambda part: -part[1])
+    short = {"matmul": "matrices", "attention": "attention", "memory": "moving bytes"}
+    return ", ".join(
+        f"{short.get(name, LABELS[name])} {seconds / spent.total:.0%}"
+        for name, seconds in parts
+        if seconds >= 0.01 * spent.total
+    )
+
+
+def _time(days: float) -> str:
+    if days >= 1:
+        return f"{days:,.1f} days"
+    hours = days * 24
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 3600:.3g} s"
+
+
+def _short(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
+def count_text(count: float) -> str:
+    """``8.03B``, ``15T``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def show_search(console: Console, found: Found, hardware: Hardware, seconds: float) -> None:
+    """Print the layouts that a search found, and why each loses against the first."""
+    console.print(f"\n[bold]search[/]  {found.looked_at:,} layouts in {seconds:.1f} s")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, justify in (
+        ("", "right"),
+        ("layout", "left"),
+        ("tokens/s/GPU", "right"),
+        ("MFU", "right"),
+        ("GiB", "right"),
+        ("against the first", "left"),
+    ):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for number, candidate in enumerate(found.best, start=1):
+        slower = candidate.estimate.step_seconds / found.best[0].estimate.step_seconds - 1
+        why = why_slower(candidate.estimate, found.best[0].estimate)
+        against = "" if number == 1 else f"{slower:+.1%}: {why}"
+        _candidate_row(table, str(number), candidate, against)
+    if found.too_large is not None:
+        over = found.too_large.memory.total - hardware.gpu.memory
+        told = f"would be faster, and needs {over / GIB:.1f} GiB more than there are"
+        _candidate_row(table, "-", found.too_large, told)
+    console.print(table)
+    if found.best:
+        settings = json.dumps(settings_of(found.best[0].layout)).replace('"', "")
+        console.print(f"\n  the first, in the file: {escape(settings[1:-1])}", soft_wrap=True)
+    else:
+        console.print("  [red]no layout fits[/]: more GPUs, or a shorter seq_length")
+
+
+def _candidate_row(table: Table, number: str, candidate: Candidate, against: str) -> None:
+    estimate = candidate.estimate
+    table.add_row(
+        f"  {number}",
+        layout_text(candidate.layout),
+        f"{estimate.tokens_per_second_per_gpu:,.0f}",
+        f"{estimate.mfu:.1%}",
+        f"{candidate.memory.total / GIB:.1f}",
+        against,
+    )

@@ -1,0 +1,90 @@
+"""What the terminal shows of finished runs: the constants, and the power law, that fit them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from toolkit.plan.measured import Calibration
+from toolkit.plan.scaling import Law, Trained, optima
+from toolkit.view_plan import count_text
+
+
+def show_calibration(console: Console, found: Sequence[Calibration]) -> None:
+    """Print measured against estimated, and what to write into the profile."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "measured", "estimated", "sustained", "measured GiB", "estimated GiB"):
+        table.add_column(title, justify="left" if title == "run" else "right")
+    for each in found:
+        table.add_row(
+            each.measured.trained.name,
+            f"{each.measured.step_seconds:.3g} s",
+            f"{each.estimated_seconds:.3g} s",
+            f"{each.sustained:.3f}",
+            f"{each.measured.memory_gib:.1f}",
+            f"{each.estimated_gib:.1f}",
+        )
+    console.print(table)
+    middle = sorted(each.sustained for each in found)[len(found) // 2]
+    console.print(f"\nin the cluster's profile: [bold]planning: {{sustained: {middle}}}[/]")
+
+
+ROWS, COLUMNS = 14, 60
+"""Size of the plot, in characters."""
+
+
+def show_scaling(console: Console, runs: Sequence[Trained], law: Law) -> None:
+    """Print the runs, the law through them, and a plot of both in logarithmic scales."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "parameters", "tokens", "FLOPs", "loss", "law"):
+        table.add_column(title, justify="left" if title == "run" else "right")
+    ordered = sorted(runs, key=lambda r: r.flops)
+    for run in ordered:
+        table.add_row(
+            run.name,
+            count_text(run.parameters),
+            count_text(run.tokens),
+            f"{run.flops:.2e}",
+            f"{run.loss:.4f}",
+            f"{law.loss(run.flops):.4f}",
+        )
+    console.print(table)
+    floor = f"{law.floor:.4f} + " if law.floor else ""
+    console.print(
+        f"\nloss = {floor}(FLOPs / {law.scale:.3g}) ^ -{law.exponent:.4f},"
+        f" off by {law.error:.4f} nats (root mean square)"
+    )
+    console.print(_plot(ordered, law))
+    for times in (10, 100):
+        flops = ordered[-1].flops * times
+        console.print(f"{times} x the largest, {flops:.1e} FLOPs: {law.loss(flops):.4f} nats")
+    for best in optima(ordered[-1].flops * 10):
+        told = f"{count_text(best.parameters)} on {count_text(best.tokens)} tokens"
+        console.print(f"  10 x is best spent on {told} ({best.name})")
+
+
+def _plot(runs: Sequence[Trained], law: Law) -> str:
+    """Runs as circles, the law as dots, ten times beyond the largest run."""
+    first, last = math.log10(runs[0].flops), math.log10(runs[-1].flops) + 1
+    at = [first + (last - first) * column / (COLUMNS - 1) for column in range(COLUMNS)]
+    curve = [math.log(law.loss(10**x)) for x in at]
+    heights = [math.log(run.loss) for run in runs] + curve
+    low, high = min(heights), max(heights)
+    grid = [[" "] * COLUMNS for _ in range(ROWS)]
+
+    def row(height: float) -> int:
+        return round((high - height) / ((high - low) or 1) * (ROWS - 1))
+
+    for column, height in enumerate(curve):
+        grid[row(height)][column] = "·"
+    for run in runs:
+        column = round((math.log10(run.flops) - first) / (last - first) * (COLUMNS - 1))
+        grid[row(math.log(run.loss))][column] = "o"
+    lines = ["".join(line) for line in grid]
+    labels = {0: f"{math.exp(high):.3f}", ROWS - 1: f"{math.exp(low):.3f}"}
+    drawn = [f"{labels.get(n, ''):>8} │{line}" for n, line in enumerate(lines)]
+    scale = f"{10**first:.1e}".ljust(COLUMNS - 7) + f"{10**last:.1e}"
+    return "\n".join(["", *drawn, f"{'':>8} └{'─' * COLUMNS}", f"{'':>9}{scale} FLOPs", ""])
