@@ -24,7 +24,9 @@ def test_degrees_multiply_to_the_ranks() -> None:
     layout = run_of(config(changes), 32).layout
     assert (layout.model_parallel_size, layout.dp) == (8, 4)
     assert (layout.expert_tp, layout.expert_model_parallel_size, layout.expert_dp) == (1, 8, 4)
-    assert layout.overlap.p2p
+    assert layout.overlap.p2p and not layout.overlap.tp_comm
+    hidden = {TP: 2, SP: True, "parallel.tp_comm_overlap": True}
+    assert run_of(config(hidden), 2).layout.overlap.tp_comm
 
 
 @pytest.mark.parametrize(

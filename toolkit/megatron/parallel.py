@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from toolkit.megatron.tensor_overlap import TensorOverlapSettings
 from toolkit.stage import Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -98,7 +99,9 @@ class ExpertParallelSettings(Settings):
     )
 
 
-class ParallelConfig(PipelineSettings, SequenceSettings, ExpertParallelSettings):
+class ParallelConfig(
+    PipelineSettings, SequenceSettings, TensorOverlapSettings, ExpertParallelSettings
+):
     """How the model is cut over the ranks; what is left over is data parallelism."""
 
     tensor_model_parallel_size: Count = Field(

@@ -26,6 +26,7 @@ from toolkit.megatron.loop import Loop
 from toolkit.megatron.optimizer import count_parameters
 from toolkit.megatron.setup import Training, build_training
 from toolkit.megatron.state import Progress
+from toolkit.megatron.userbuffers import user_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,16 @@ def run(config: PretrainConfig, context: StageContext) -> Artifact | None:
     if config.load is not None:
         check_tokenizer(context.path(config.load), corpus)
     try:
-        with process_groups(
-            config.parallel,
-            device=context.device,
-            local_rank=context.local_rank,
-            seed=context.seed,
-            timeout=timedelta(minutes=config.distributed_timeout_minutes),
-        ) as device:
+        with (
+            process_groups(
+                config.parallel,
+                device=context.device,
+                local_rank=context.local_rank,
+                seed=context.seed,
+                timeout=timedelta(minutes=config.distributed_timeout_minutes),
+            ) as device,
+            user_buffers(config, device),
+        ):
             packed = corpus.packed_length is not None
             training = build_training(
                 config, layout, device, corpus.vocab_size, context.seed, packed=packed

@@ -96,6 +96,7 @@ def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None
         f"fp8: {numerics.fp8}": numerics.fp8 is not None,
         f"fp4: {numerics.fp4}": numerics.fp4 is not None,
         "parallel.overlap_p2p_comm": parallel.overlap_p2p_comm,
+        "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
         "parallel.moe_grouped_gemm": parallel.moe_grouped_gemm,
         "parallel.moe_permute_fusion": parallel.moe_permute_fusion,
         "parallel.moe_token_dispatcher_type: flex": parallel.moe_token_dispatcher_type == "flex",
@@ -148,6 +149,11 @@ def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
         "account_for_loss_in_pipeline_split",
         "overlap_moe_expert_parallel_comm",
         "delay_wgrad_compute",
+        "tp_comm_overlap",
+        "tp_comm_overlap_ag",
+        "tp_comm_overlap_rs",
+        "tp_comm_overlap_rs_dgrad",
+        "tp_comm_bootstrap_backend",
     )
     interleaved = parallel.model_chunks > 1
     # The interleaved schedule's batches send both ways between a pair of ranks, and two of them mix

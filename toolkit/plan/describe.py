@@ -151,6 +151,7 @@ def _overlap(parallel: ParallelConfig, world_size: int) -> Overlap:
         grad_reduce=world_size > alone if reduce is None else reduce,
         param_gather=parallel.overlap_param_gather,
         p2p=parallel.model_chunks > 1 if p2p is None else p2p,
+        tp_comm=parallel.tp_comm_overlap,
         moe_expert_parallel_comm=parallel.overlap_moe_expert_parallel_comm,
         delay_wgrad_compute=parallel.delay_wgrad_compute,
     )

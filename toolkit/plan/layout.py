@@ -19,6 +19,7 @@ from toolkit.plan.rules import (
     precision,
     ranks,
     sequence,
+    userbuffers,
 )
 from toolkit.plan.rules.rule import Rule
 from toolkit.plan.shape import Run
@@ -28,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     *matrices.RULES,
     *pipeline.RULES,
     *sequence.RULES,
+    *userbuffers.RULES,
     *experts.RULES,
     *dispatch.RULES,
     *memory.RULES,

@@ -285,6 +285,8 @@ def settings_of(layout: Layout) -> dict[str, object]:
         for name, field in SETTINGS.items()
         if getattr(layout, field) != getattr(plain, field)
     }
+    if layout.overlap.tp_comm:
+        parallel["tp_comm_overlap"] = True
     if layout.ep > 1 and layout.expert_tp != layout.tp:
         parallel["expert_tensor_parallel_size"] = layout.expert_tp
     found: dict[str, object] = {"micro_batch_size": layout.micro_batch_size, "parallel": parallel}

@@ -61,13 +61,6 @@ def sequence_parallel_divides_the_sequence(run: Run) -> Found:
         )
 
 
-@RULES.rule("Megatron-LM arguments.py: validate_args")
-def overlapped_tensor_parallel_needs_sequence_parallel(run: Run) -> Found:
-    """tp_comm_overlap without SP: it hides SP's gathers and scatters behind the products."""
-    if run.layout.overlap.tp_comm and not run.layout.sequence_parallel:
-        yield SP, "must be on with tp_comm_overlap, which hides its communication"
-
-
 @RULES.rule("TransformerEngine context_parallel.py: AttnFuncWithCPAndQKVOA2A")
 def all_to_all_divides_the_heads(run: Run) -> Found:
     """(heads / TP) % CP and (key/value heads / TP) % CP; the inner size with a2a+p2p."""
