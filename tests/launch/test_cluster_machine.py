@@ -53,7 +53,7 @@ def test_a_profile_without_versions_is_asked_for_its_gpu_alone() -> None:
 
 
 def test_without_a_container_the_packages_are_those_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = {"torch": "2.9.1+cu128"}
+    here = {"torch": "2.9.1+cu128", "megatron-core": "0.16.1"}
 
     def version(name: str) -> str:
         if name not in here:
@@ -63,8 +63,9 @@ def test_without_a_container_the_packages_are_those_here(monkeypatch: pytest.Mon
     monkeypatch.setattr(machine.metadata, "version", version)
     found = machine_of(cluster())
     assert (found.torch, found.cuda, found.transformer_engine) == ("2.9.1+cu128", "12.8", None)
-    said = machine_of(cluster(software={"cuda": "12.9"}))
-    assert (said.torch, said.cuda) == ("2.9.1+cu128", "12.9")
+    assert found.megatron_core == "0.16.1"
+    said = machine_of(cluster(software={"cuda": "12.9", "megatron_core": "0.19.2"}))
+    assert (said.torch, said.cuda, said.megatron_core) == ("2.9.1+cu128", "12.9", "0.19.2")
     assert machine_of(cluster(container=IMAGE)).torch is None
 
 

@@ -83,6 +83,9 @@ class Software(Settings):
     )
     cuda: Version | None = Field(default=None, description="CUDA's version: 12.9.")
     torch: Version | None = Field(default=None, description="PyTorch's version.")
+    megatron_core: Version | None = Field(
+        default=None, description="megatron-core's version; some rules are of older ones alone."
+    )
 
 
 class Cluster(Settings):

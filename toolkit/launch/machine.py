@@ -8,7 +8,11 @@ from toolkit.launch.cluster import Cluster
 from toolkit.plan.machine import capability_of
 from toolkit.plan.shape import Machine
 
-PACKAGES = {"transformer_engine": "transformer-engine", "torch": "torch"}
+PACKAGES = {
+    "transformer_engine": "transformer-engine",
+    "torch": "torch",
+    "megatron_core": "megatron-core",
+}
 
 
 def machine_of(cluster: Cluster) -> Machine:
@@ -17,9 +21,7 @@ def machine_of(cluster: Cluster) -> Machine:
     Without a container the ranks run with the packages that are installed here: the environment is
     on a file system that all nodes share. What an image has only the profile's ``software`` says.
     """
-    said = {
-        name: getattr(cluster.software, name) for name in ("transformer_engine", "torch", "cuda")
-    }
+    said = {name: getattr(cluster.software, name) for name in (*PACKAGES, "cuda")}
     if cluster.container.runtime == "none" and cluster.node.gpus:
         here = {name: _installed(package) for name, package in PACKAGES.items()}
         here["cuda"] = cuda_of(here["torch"])

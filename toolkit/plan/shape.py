@@ -209,6 +209,7 @@ class Machine:
     transformer_engine: str | None = None
     cuda: str | None = None
     torch: str | None = None
+    megatron_core: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
     """Variables that jobs get: (name, value)."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toolkit.plan.rules.rule import Found, RuleBook
+from toolkit.plan.rules.hardware import has_megatron
+from toolkit.plan.rules.rule import Found, RuleBook, either
 from toolkit.plan.shape import Run
 
 RULES = RuleBook()
@@ -34,14 +35,18 @@ def flex_does_not_pad(run: Run) -> Found:
 
 @RULES.rule(CONFIG)
 def shared_experts_overlap_with_all_to_all(run: Run) -> Found:
-    """moe_shared_expert_overlap without shared experts, or with another dispatcher."""
+    """moe_shared_expert_overlap without shared experts, or with a dispatcher that waits.
+
+    Before megatron-core 0.19 that is every one but alltoall, then allgather alone.
+    """
     moe = run.layout.moe
     if not moe.shared_expert_overlap:
         return
+    can = ("alltoall", "flex") if has_megatron(run, "0.19") else ("alltoall",)
     if run.model.moe_shared_expert_intermediate_size is None:
         yield SHARED, "there are no shared experts (model.moe_shared_expert_intermediate_size)"
-    elif moe.token_dispatcher != "alltoall":
-        yield SHARED, f"goes with the dispatcher alltoall, not {moe.token_dispatcher}"
+    elif moe.token_dispatcher not in can:
+        yield SHARED, f"goes with the dispatcher {either(can)}, not {moe.token_dispatcher}"
 
 
 @RULES.rule(CONFIG)
@@ -70,12 +75,14 @@ def overlapped_dispatch_needs_interleaving(run: Run) -> Found:
 
 @RULES.rule(CONFIG)
 def overlapped_dispatch_keeps_its_activations(run: Run) -> Found:
-    """EP overlap with full recomputation, or with overlapped shared experts."""
+    """EP overlap with full recomputation, with that of experts, or with shared experts' overlap."""
     layout = run.layout
     if not layout.overlap.moe_expert_parallel_comm:
         return
     if layout.recompute.granularity == "full":
-        yield OVERLAP, "can't go with recompute_granularity full; selective or none"
+        yield OVERLAP, "can't go with recompute_granularity full; take selective, or leave that out"
+    if "moe" in layout.recompute.modules:
+        yield OVERLAP, "can't go with recompute_modules moe; take others, such as moe_act"
     if layout.moe.shared_expert_overlap:
         yield OVERLAP, "can't go with moe_shared_expert_overlap; one of the two"
 

@@ -21,13 +21,34 @@ LOWEST_CAPABILITY = {
     "mxfp8": (10, 0),
     "nvfp4": (10, 0),
 }
-LOWEST_TE = {"tensorwise": "2.2.0", "blockwise": "2.3.0", "mxfp8": "2.1.0", "nvfp4": "2.7.0"}
+LOWEST_TE = {
+    "tensorwise": "2.2.0.dev0",
+    "blockwise": "2.3.0.dev0",
+    "mxfp8": "2.1.0",
+    "nvfp4": "2.7.0.dev0",
+}
+"""As megatron-core asks, where ``2.2.0.dev0`` takes the builds before 2.2.0, too."""
 GENERATIONS = {(8, 0): "Ampere", (8, 9): "Ada", (9, 0): "Hopper", (10, 0): "Blackwell"}
 
 
 def older(installed: str | None, wanted: str) -> bool:
-    """Whether a known version is older; ``2.7.0.dev0`` and ``2.7.0+cu12`` count as 2.7.0."""
-    return installed is not None and Version(Version(installed).base_version) < Version(wanted)
+    """Whether a known version is older, as ``is_te_min_version`` compares (``utils.py``).
+
+    ``2.6.0a0+nv25.01``, of NVIDIA's image of that month, is older than 2.6.0; ``2.7.0+cu12`` is not
+    older than 2.7.0.
+    """
+    return installed is not None and Version(installed) < Version(wanted)
+
+
+def has_megatron(run: Run, version: str) -> bool:
+    """Whether megatron-core is known to be that new; what only older ones refuse is valid then."""
+    known = run.machine.megatron_core
+    return known is not None and not older(known, version)
+
+
+def released(version: str) -> str:
+    """``2.7.0`` of ``2.7.0.dev0``: what one would install."""
+    return Version(version).base_version
 
 
 def _low_precision(run: Run) -> str:
@@ -76,7 +97,7 @@ def transformer_engine_has_the_recipe(run: Run) -> Found:
     if wanted is not None and older(installed, wanted):
         yield (
             _low_precision(run),
-            f"{recipe} needs TransformerEngine {wanted}, and here is {installed}",
+            f"{recipe} needs TransformerEngine {released(wanted)}, and here is {installed}",
         )
 
 
@@ -90,17 +111,17 @@ def transformer_engine_has_the_kernels(run: Run) -> Found:
     wanted = (
         ("parallel.moe_permute_fusion", "2.1.0", moe.permute_fusion),
         ("parallel.moe_grouped_gemm", "1.11.0", moe.grouped_gemm and fp8),
-        ("recompute_modules", "2.6.0", fp8 and bool(modules & {"moe_act", "layernorm"})),
+        ("recompute_modules", "2.6.0.dev0", fp8 and bool(modules & {"moe_act", "layernorm"})),
         (
             "parallel.delay_wgrad_compute",
             "2.8.0",
             overlap.delay_wgrad_compute and overlap.grad_reduce,
         ),
-        ("use_precision_aware_optimizer", "1.11.0", run.precision.precision_aware_optimizer),
+        ("use_precision_aware_optimizer", "1.13.0", run.precision.precision_aware_optimizer),
     )
     for key, version, asked in wanted:
         if asked and older(installed, version):
-            yield key, f"needs TransformerEngine {version}, and here is {installed}"
+            yield key, f"needs TransformerEngine {released(version)}, and here is {installed}"
 
 
 @RULES.rule("transformer/transformer_config.py: __post_init__")
@@ -129,16 +150,31 @@ def gpu_has_bf16(run: Run) -> Found:
         yield key, f"needs compute capability 8.0 (Ampere), and {here}"
 
 
-@RULES.rule("Megatron-Bridge flex_dispatcher_backend.py: DeepEP")
+@RULES.rule("Megatron-Bridge flex_dispatcher_backend.py: validate_flex_dispatcher_backend")
 def gpu_has_deepep(run: Run) -> Found:
-    """flex: Ampere, Ada, Hopper, B200 and B300 (10.0, 10.3)."""
-    capability = run.machine.capability
+    """flex: Ampere, Ada, Hopper, B200 and B300; not the GB200 and GB300 of an NVL72."""
+    capability, gpu = run.machine.capability, run.machine.gpu or "this GPU"
     flex = run.layout.moe.token_dispatcher == "flex" and run.model.num_moe_experts
-    if flex and capability is not None and not (8, 0) <= capability < (11, 0):
+    if not flex or capability is None:
+        return
+    grace = capability[0] == 10 and "gb" in gpu.lower()
+    if capability[0] not in (8, 9, 10) or grace:
         yield (
             "parallel.moe_token_dispatcher_type",
-            f"flex (DeepEP) runs on compute capability 8.0 to 10.3, and"
-            f" {run.machine.gpu or 'this GPU'} has {capability[0]}.{capability[1]}; take alltoall",
+            "flex (DeepEP) runs on Ampere, Ada, Hopper, B200 and B300 (compute capability 8.0 to"
+            f" 10.3), and this is {gpu} ({capability[0]}.{capability[1]}); take alltoall",
+        )
+
+
+@RULES.rule("TransformerEngine dot_product_attention/utils.py: get_attention_backend")
+def context_parallel_is_16_bit(run: Run) -> Found:
+    """CP in FP32 on a GPU: the kernels that pass keys around take 16 bits (or FP8)."""
+    layout = run.layout
+    if run.machine.capability and layout.cp > 1 and run.precision.weights == "fp32":
+        yield (
+            "precision",
+            f"context_parallel_size {layout.cp} has attention kernels for 16 bits alone; take bf16,"
+            " or leave context_parallel_size out",
         )
 
 

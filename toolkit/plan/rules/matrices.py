@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from toolkit.plan.rules.rule import TP, Found, RuleBook, the_nearest_divisors, the_nearest_multiples
-from toolkit.plan.shape import Run
+import math
+
+from toolkit.plan.rules.rule import (
+    TP,
+    Found,
+    RuleBook,
+    the_nearest,
+    the_nearest_divisors,
+    the_nearest_multiples,
+)
+from toolkit.plan.shape import ModelShape, Run
 
 RULES = RuleBook()
 GROUPS = "model.num_query_groups"
+
+
+def tensor_parallel_cuts_the_heads(run: Run) -> bool:
+    """Whether each rank has whole heads; rules that reckon with a rank's heads need that."""
+    return _cuts_the_heads(run.model, run.layout.tp)
+
+
+def _cuts_the_heads(model: ModelShape, tp: int) -> bool:
+    return not model.num_attention_heads % tp and _fits_the_groups(model, tp)
+
+
+def _fits_the_groups(model: ModelShape, tp: int) -> bool:
+    return not model.num_query_groups % tp or not tp % model.num_query_groups
+
+
+def _qkv_rows(model: ModelShape) -> int:
+    return (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
+
+
+def _all_experts(model: ModelShape) -> bool:
+    """Whether no layer has a dense MLP."""
+    return bool(model.moe_layers) and all(model.moe_layers)
+
+
+def _the_nearest_sizes(run: Run) -> str:
+    """Of tensor parallelism, those that cut all of the model's matrices."""
+    model, tp = run.model, run.layout.tp
+    inner = [0 if _all_experts(model) else model.ffn_hidden_size]
+    inner += [model.moe_shared_expert_intermediate_size or 0, _qkv_rows(model)]
+    fit = [
+        size
+        for size in range(1, model.num_attention_heads + 1)
+        if _cuts_the_heads(model, size) and not any(width % size for width in inner)
+    ]
+    return the_nearest([n for n in fit if n < tp][-1:] + [n for n in fit if n > tp][:1])
 
 
 @RULES.rule("Megatron-LM arguments.py: validate_args")
@@ -15,10 +59,11 @@ def heads_divide_the_hidden_size(run: Run) -> Found:
     model = run.model
     hidden, heads = model.hidden_size, model.num_attention_heads
     if model.kv_channels_follow and hidden % heads:
+        pairs = 2 if model.position_embedding_type == "rope" else 1
         yield (
             "model.hidden_size",
             f"{hidden} is not a multiple of num_attention_heads {heads};"
-            f" {the_nearest_multiples(hidden, heads)}, or set kv_channels",
+            f" {the_nearest_multiples(hidden, heads * pairs)}, or set kv_channels",
         )
 
 
@@ -38,13 +83,17 @@ def query_groups_divide_the_heads(run: Run) -> Found:
 def rotary_positions_turn_pairs(run: Run) -> Found:
     """(kv_channels x rotary_percent) % 2."""
     model = run.model
-    turned = int(model.kv_channels * model.rotary_percent)
-    if model.position_embedding_type == "rope" and turned % 2:
+    channels, percent = model.kv_channels, model.rotary_percent
+    turned = int(channels * percent)
+    if model.position_embedding_type == "rope" and (turned % 2 or not turned):
+        near = [n for n in (turned - turned % 2, turned + 2 - turned % 2) if n]
+        # Rounded up: what is rounded down would turn one channel less.
+        shares = [math.ceil(1e6 * n / channels) / 1e6 for n in near if n <= channels]
         yield (
-            "model.kv_channels",
-            f"rotary positions turn pairs of channels, and kv_channels {model.kv_channels} x"
-            f" rotary_percent {model.rotary_percent:g} is {turned};"
-            f" {turned - 1} or {turned + 1} channels would do",
+            "model.kv_channels" if percent == 1 else "model.rotary_percent",
+            f"rotary positions turn pairs of channels, and kv_channels {channels} x"
+            f" rotary_percent {percent:g} is {turned};"
+            f" {the_nearest(near if percent == 1 or not shares else shares)}",
         )
 
 
@@ -67,7 +116,7 @@ def tensor_parallel_divides_the_heads(run: Run) -> Found:
     if heads % tp:
         yield (
             TP,
-            f"{tp} does not divide num_attention_heads {heads}; {the_nearest_divisors(tp, heads)}",
+            f"{tp} does not divide num_attention_heads {heads}; {_the_nearest_sizes(run)}",
         )
 
 
@@ -75,11 +124,12 @@ def tensor_parallel_divides_the_heads(run: Run) -> Found:
 def tensor_parallel_fits_the_query_groups(run: Run) -> Found:
     """Key/value heads % TP, or TP % key/value heads: a head may be had by several ranks."""
     tp, groups = run.layout.tp, run.model.num_query_groups
-    if groups % tp and tp % groups:
+    shared = not run.model.num_attention_heads % groups
+    if shared and not _fits_the_groups(run.model, tp):
         yield (
             TP,
             f"{tp} and num_query_groups {groups} must be multiples one of the other;"
-            f" {the_nearest_divisors(tp, groups)}",
+            f" {_the_nearest_sizes(run)}",
         )
 
 
@@ -87,14 +137,13 @@ def tensor_parallel_fits_the_query_groups(run: Run) -> Found:
 def tensor_parallel_divides_the_qkv_projection(run: Run) -> Found:
     """(heads + 2 x key/value heads) x kv_channels % TP; matters where heads are shared."""
     tp, model = run.layout.tp, run.model
-    rows = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
-    if rows % tp and not model.num_attention_heads % tp:
+    rows = _qkv_rows(model)
+    if rows % tp and _cuts_the_heads(model, tp):
         yield (
             TP,
             f"{tp} does not divide the {rows} rows of the QKV projection"
             f" (({model.num_attention_heads} heads + 2 x {model.num_query_groups} groups)"
-            f" x kv_channels {model.kv_channels});"
-            f" {the_nearest_divisors(tp, rows, model.num_attention_heads)}",
+            f" x kv_channels {model.kv_channels}); {_the_nearest_sizes(run)}",
         )
 
 
@@ -102,8 +151,5 @@ def tensor_parallel_divides_the_qkv_projection(run: Run) -> Found:
 def tensor_parallel_divides_the_mlp(run: Run) -> Found:
     """ffn_hidden_size % TP, in models that have a dense layer."""
     tp, inner = run.layout.tp, run.model.ffn_hidden_size
-    if inner % tp and not (run.model.moe_layers and all(run.model.moe_layers)):
-        yield (
-            TP,
-            f"{tp} does not divide ffn_hidden_size {inner}; {the_nearest_divisors(tp, inner)}",
-        )
+    if inner % tp and not _all_experts(run.model):
+        yield TP, f"{tp} does not divide ffn_hidden_size {inner}; {_the_nearest_sizes(run)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolkit.plan.rules.hardware import has_megatron
 from toolkit.plan.rules.rule import Found, RuleBook, the_nearest_divisors
 from toolkit.plan.shape import Run, stage_layers
 
@@ -32,20 +33,27 @@ def full_recompute_says_which_layers(run: Run) -> Found:
 
 @RULES.rule("transformer/transformer_block.py: _checkpointed_forward")
 def recomputed_layers_are_there(run: Run) -> Found:
-    """Block: at most a chunk's layers. Uniform: a divisor of every chunk's layers."""
+    """Block: at most a rank's layers. Uniform: at most a chunk's, and a divisor of them.
+
+    From megatron-core 0.19 on uniform's last chunk may be a smaller one.
+    """
     recompute, number = run.layout.recompute, run.layout.recompute.num_layers
-    if recompute.granularity != "full" or number is None or run.model.num_layers < run.layout.pp:
+    ranks = stage_layers(run.model, run.layout)
+    dealt = sum(sum(rank) for rank in ranks) == run.model.num_layers
+    if recompute.granularity != "full" or number is None or not dealt:
         return
-    sizes = {layers for rank in stage_layers(run.model, run.layout) for layers in rank if layers}
+    uniform = recompute.method == "uniform"
+    sizes = {layers for rank in ranks for layers in (rank if uniform else (sum(rank),)) if layers}
     most = max(sizes, default=0)
     if number > most > 0:
+        part, parts = (" in one part", f" / parts {run.layout.vpp}") if uniform else ("", "")
+        valid = the_nearest_divisors(number, *sizes) if uniform else f"1 to {most}"
         yield (
             "recompute_num_layers",
-            f"{number} is more than the {most} layers that a rank holds in one part of the"
-            f" pipeline (num_layers {run.model.num_layers} / pipeline {run.layout.pp}"
-            f" / parts {run.layout.vpp}); 1 to {most}",
+            f"{number} is more than the {most} layers that a rank holds{part} of the pipeline"
+            f" (num_layers {run.model.num_layers} / pipeline {run.layout.pp}{parts}); {valid}",
         )
-    elif recompute.method == "uniform" and any(layers % number for layers in sizes):
+    elif uniform and any(layers % number for layers in sizes) and not has_megatron(run, "0.19"):
         counts = " and ".join(str(size) for size in sorted(sizes))
         yield (
             "recompute_num_layers",

@@ -8,8 +8,8 @@ from toolkit.plan.rules.rule import (
     VPP,
     Found,
     RuleBook,
-    either,
     nearest_multiples,
+    the_nearest,
     the_nearest_divisors,
     the_nearest_multiples,
 )
@@ -104,10 +104,14 @@ def uneven_stages_leave_layers_to_the_middle(run: Run) -> Found:
     if layers < 0 or ranks < 0 or bool(layers) != bool(ranks):
         yield key, f"{sums}, for {ranks} ranks between; there must be both or none"
     elif ranks and layers % ranks:
+        own = run.layout.first_stage_layers or run.layout.last_stage_layers or 0
+        others = [own + layers - middle for middle in nearest_multiples(layers, ranks)]
+        valid = sorted(end for end in others if end > 0)
+        near = the_nearest(valid) if valid else f"take another {PP.removeprefix('parallel.')}"
         yield (
             key,
             f"{sums}, and {ranks} ranks between (pipeline_model_parallel_size {run.layout.pp})"
-            f" can't share them evenly; {either(nearest_multiples(layers, ranks))} could be shared",
+            f" can't share them evenly; {near}",
         )
 
 
@@ -119,8 +123,8 @@ def interleaving_divides_uneven_stages(run: Run) -> Found:
         return
     for key, layers in ((FIRST, layout.first_stage_layers), (LAST, layout.last_stage_layers)):
         if layers is not None and layers % vpp:
-            near = either(nearest_multiples(layers, vpp))
-            yield key, f"{layers} is not a multiple of the {vpp} parts of a rank; {near} are"
+            near = the_nearest_multiples(layers, vpp)
+            yield key, f"{layers} is not a multiple of the {vpp} parts of a rank; {near}"
     if not _uneven(layout):
         return
     layers, ranks = _middle(run)
@@ -143,14 +147,15 @@ def interleaving_has_microbatches_in_groups(run: Run) -> Found:
     if group < layout.pp:
         yield (
             GROUP,
-            f"{group} is below pipeline_model_parallel_size {layout.pp}, the smallest group",
+            f"{group} is below pipeline_model_parallel_size {layout.pp};"
+            f" the nearest is {layout.pp}",
         )
     elif group > batches:
         yield (
             "global_batch_size",
             f"{layout.global_batch_size} makes {batches} microbatches (/ micro_batch_size"
             f" {layout.micro_batch_size} / data_parallel_size {layout.dp}), and the interleaved"
-            f" schedule takes groups of {group}; {group * step} makes {group}",
+            f" schedule takes groups of {group}; the nearest is {group * step}",
         )
     elif 0 < batches % group < layout.pp:
         yield (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from toolkit.plan.rules.rule import Found, RuleBook, the_nearest_multiples
+from toolkit.plan.rules.matrices import tensor_parallel_cuts_the_heads
+from toolkit.plan.rules.rule import Found, RuleBook, either, the_nearest_multiples
 from toolkit.plan.shape import Run
 
 RULES = RuleBook()
 CONFIG = "transformer/transformer_config.py: __post_init__"
+ALIGNMENT = "TransformerEngine utils.py: assert_dim_for_fp8_exec; mxfp8_tensor.py, nvfp4_tensor.py"
 ALIGNED = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32, "nvfp4": 16}
 """What the inner dimension of a matrix must divide by, for each recipe."""
 ROWS = {"delayed": 8, "tensorwise": 8, "blockwise": 8, "mxfp8": 32, "nvfp4": 16}
@@ -35,7 +38,7 @@ def low_precision_has_a_16_bit_base(run: Run) -> Found:
     precision = run.precision
     for name, valid in (("fp8", ("bf16", "fp16")), ("fp4", ("bf16",))):
         if getattr(precision, name) is not None and precision.weights not in valid:
-            words = " or ".join(("auto", *valid))
+            words = either(("auto", *valid))
             yield name, f"goes with precision {words}, not {precision.weights}"
 
 
@@ -89,46 +92,72 @@ def bf16_layers_are_on_the_end_stages(run: Run) -> Found:
             )
 
 
-def _matrices(run: Run) -> Iterator[tuple[str, str, int, int]]:
-    """The dimensions of the matrices: the setting, the size in words, the size, and its ranks."""
+def _matrices(run: Run) -> Iterator[tuple[str, int, int]]:
+    """The inner dimensions of the MLPs: the setting, its value, and the ranks that share it."""
     model, tp = run.model, run.layout.tp
-    yield "model.hidden_size", f"hidden_size {model.hidden_size}", model.hidden_size, 1
-    heads, channels = model.num_attention_heads, model.kv_channels
-    yield "model.num_attention_heads", f"{heads} heads x {channels}", heads * channels, tp
     if not (model.moe_layers and all(model.moe_layers)):
-        inner = model.ffn_hidden_size
-        yield "model.ffn_hidden_size", f"ffn_hidden_size {inner}", inner, tp
+        yield "ffn_hidden_size", model.ffn_hidden_size, tp
     if model.num_moe_experts is not None:
-        inner = model.moe_ffn_hidden_size
-        words = f"moe_ffn_hidden_size {inner}"
-        yield "model.moe_ffn_hidden_size", words, inner, run.layout.expert_tp
+        yield "moe_ffn_hidden_size", model.moe_ffn_hidden_size, run.layout.expert_tp
+        shared = model.moe_shared_expert_intermediate_size or 0
+        yield "moe_shared_expert_intermediate_size", shared, tp
 
 
-@RULES.rule("TransformerEngine utils.py: assert_dim_for_fp8_exec; mxfp8_tensor.py, nvfp4_tensor.py")
+@RULES.rule(ALIGNMENT)
 def matrices_are_aligned(run: Run) -> Found:
-    """Each dimension of a rank's matrices % 16 (mxfp8: 32)."""
+    """Each dimension of a rank's matrices in the MLPs % 16 (mxfp8: 32)."""
     recipe = recipe_of(run)
     if recipe is None:
         return
     step = ALIGNED[recipe]
-    for key, words, size, ranks in _matrices(run):
+    for name, size, ranks in _matrices(run):
         if not size % ranks and (size // ranks) % step:
             shared = f" / tensor {ranks} = {size // ranks}" if ranks > 1 else ""
             yield (
-                key,
-                f"{words}{shared}, and {recipe} takes multiples of {step};"
-                f" {the_nearest_multiples(size, step * ranks)} in all",
+                f"model.{name}",
+                f"{name} {size}{shared}, and {recipe} takes multiples of {step};"
+                f" {the_nearest_multiples(size, step * ranks)}",
             )
 
 
-@RULES.rule("TransformerEngine utils.py: assert_dim_for_fp8_exec; mxfp8_tensor.py, nvfp4_tensor.py")
+@RULES.rule(ALIGNMENT)
+def attention_is_aligned(run: Run) -> Found:
+    """hidden_size, and a rank's heads and QKV rows x kv_channels, % 16 (mxfp8: 32)."""
+    recipe, model, tp = recipe_of(run), run.model, run.layout.tp
+    if recipe is None or not tensor_parallel_cuts_the_heads(run):
+        return
+    step = ALIGNED[recipe]
+    heads, rows = model.num_attention_heads, model.num_attention_heads + 2 * model.num_query_groups
+    channels = step * tp // math.gcd(step * tp, heads, rows)
+    follow = model.kv_channels_follow
+    if model.hidden_size % step or (follow and model.kv_channels % channels):
+        least = math.lcm(step, heads * channels) if follow else step
+        shared = f" / tensor {tp}" if follow and tp > 1 else ""
+        yield (
+            "model.hidden_size",
+            f"hidden_size {model.hidden_size}{shared}, and {recipe} takes multiples of {step};"
+            f" {the_nearest_multiples(model.hidden_size, least)}",
+        )
+    elif model.kv_channels % channels:
+        parts = heads if heads * model.kv_channels % (step * tp) else rows
+        what = "heads" if parts == heads else "heads and twice the query groups"
+        yield (
+            "model.kv_channels",
+            f"{model.kv_channels} x {parts} ({what}) / tensor {tp} ="
+            f" {parts * model.kv_channels / tp:g}, and {recipe} takes multiples of {step};"
+            f" {the_nearest_multiples(model.kv_channels, channels)}",
+        )
+
+
+@RULES.rule(ALIGNMENT)
 def tokens_are_aligned(run: Run) -> Found:
     """Tokens of a rank's microbatch % 8 (mxfp8: 32, nvfp4: 16)."""
     recipe, layout = recipe_of(run), run.layout
     cut = layout.cp * (layout.tp if layout.sequence_parallel else 1)
     if recipe is None or layout.seq_length % cut:
         return
-    tokens, step = layout.micro_batch_size * layout.seq_length // cut, ROWS[recipe]
+    own, step = layout.seq_length // cut, ROWS[recipe]
+    tokens = layout.micro_batch_size * own
     if tokens % step:
         shared = " x ".join(
             [f"context {layout.cp}"] + ([f"tensor {layout.tp}"] if cut > layout.cp else [])
@@ -137,5 +166,5 @@ def tokens_are_aligned(run: Run) -> Found:
             "micro_batch_size",
             f"{layout.micro_batch_size} x seq_length {layout.seq_length} / {shared} = {tokens}"
             f" tokens, and {recipe} takes multiples of {step};"
-            f" {the_nearest_multiples(tokens, step)}",
+            f" {the_nearest_multiples(layout.micro_batch_size, step // math.gcd(step, own))}",
         )

@@ -31,6 +31,8 @@ def ranks_hold_whole_copies(run: Run) -> Found:
 def ranks_hold_whole_sets_of_experts(run: Run) -> Found:
     """World size % (ETP x EP x PP)."""
     layout, size = run.layout, run.layout.expert_model_parallel_size
+    if run.model.num_moe_experts is None:
+        return
     if whole_copies(layout) and layout.world_size % size:
         yield (
             EP,

@@ -67,16 +67,23 @@ def nearest_multiples(value: int, step: int) -> list[int]:
     return [m for m in (below, below + step) if m > 0]
 
 
-def the_nearest(values: Sequence[int]) -> str:
-    """``the nearest is 2``, ``the nearest are 2 or 4``."""
-    return f"the nearest {'is' if len(values) == 1 else 'are'} {either(values)}"
+def the_nearest(values: Sequence[object], of: str | None = None) -> str:
+    """``the nearest is 2``, ``the nearest are 2 or 4``, ``the nearest values of NAME are 2 or 4``.
+
+    Args:
+        values: those that this rule takes, everything else as it is.
+        of: the setting, where it is another one than the message's own.
+    """
+    one = len(values) == 1
+    what = f" value{'' if one else 's'} of {of}" if of else ""
+    return f"the nearest{what} {'is' if one else 'are'} {either(values)}"
 
 
-def the_nearest_divisors(value: int, *numbers: int) -> str:
+def the_nearest_divisors(value: int, *numbers: int, of: str | None = None) -> str:
     """Of the divisors that all ``numbers`` have, in words."""
-    return the_nearest(nearest_divisors(value, *numbers))
+    return the_nearest(nearest_divisors(value, *numbers), of)
 
 
-def the_nearest_multiples(value: int, step: int) -> str:
+def the_nearest_multiples(value: int, step: int, of: str | None = None) -> str:
     """Of the multiples of ``step``, in words."""
-    return the_nearest(nearest_multiples(value, step))
+    return the_nearest(nearest_multiples(value, step), of)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
+from toolkit.plan.rules.matrices import tensor_parallel_cuts_the_heads
 from toolkit.plan.rules.rule import (
     CP,
     SP,
     Found,
     RuleBook,
-    either,
     nearest_divisors,
-    nearest_multiples,
+    the_nearest_divisors,
     the_nearest_multiples,
 )
 from toolkit.plan.shape import Run
@@ -19,6 +19,14 @@ from toolkit.plan.shape import Run
 RULES = RuleBook()
 COMM = "parallel.cp_comm_type"
 SIZES = "parallel.hierarchical_context_parallel_sizes"
+
+
+def _the_nearest_lengths(run: Run) -> str:
+    """Of sequences, those that both context and sequence parallelism can cut."""
+    layout = run.layout
+    pieces = 2 * layout.cp if layout.cp > 1 else 1
+    ranks = layout.cp * layout.tp if layout.sequence_parallel else 1
+    return the_nearest_multiples(layout.seq_length, math.lcm(pieces, ranks), of="seq_length")
 
 
 @RULES.rule("Megatron-LM arguments.py: validate_args")
@@ -30,7 +38,7 @@ def context_parallel_divides_the_sequence(run: Run) -> Found:
             CP,
             f"seq_length {sequence} is not a multiple of {2 * cp} (2 pieces x"
             f" context_parallel_size {cp});"
-            f" {the_nearest_multiples(sequence, 2 * cp)} tokens",
+            f" {_the_nearest_lengths(run)}",
         )
 
 
@@ -51,13 +59,13 @@ def sequence_parallel_divides_the_sequence(run: Run) -> Found:
     layout = run.layout
     if not layout.sequence_parallel or layout.seq_length % layout.cp:
         return
-    own, step = layout.seq_length // layout.cp, layout.tp * layout.cp
+    own = layout.seq_length // layout.cp
     if own % layout.tp:
         yield (
             SP,
             f"the {own} tokens of a rank (seq_length {layout.seq_length} / context_parallel_size"
             f" {layout.cp}) are not a multiple of tensor_model_parallel_size {layout.tp};"
-            f" with seq_length {either(nearest_multiples(layout.seq_length, step))} they are",
+            f" {_the_nearest_lengths(run)}",
         )
 
 
@@ -65,41 +73,49 @@ def sequence_parallel_divides_the_sequence(run: Run) -> Found:
 def all_to_all_divides_the_heads(run: Run) -> Found:
     """(heads / TP) % CP and (key/value heads / TP) % CP; the inner size with a2a+p2p."""
     layout, model = run.layout, run.model
-    if layout.cp == 1 or "a2a" not in layout.cp_comm_type:
+    kind, cp, tp = layout.cp_comm_type, layout.cp, layout.tp
+    if cp == 1 or "a2a" not in kind or not tensor_parallel_cuts_the_heads(run):
         return
-    ranks = layout.cp if layout.cp_comm_type == "a2a" else (layout.hierarchical_cp or (1,))[0]
-    heads = model.num_attention_heads // layout.tp
-    groups = max(1, model.num_query_groups // layout.tp)
+    ranks = cp if kind == "a2a" else (layout.hierarchical_cp or (1,))[0]
+    heads, groups = model.num_attention_heads // tp, max(1, model.num_query_groups // tp)
     if heads % ranks or groups % ranks:
+        if kind == "a2a":
+            near = the_nearest_divisors(ranks, heads, groups, of="context_parallel_size")
+        else:
+            near = _would_do(cp, nearest_divisors(ranks, heads, groups, cp)[0])
         yield (
             COMM,
-            f"{layout.cp_comm_type} deals a rank's {heads} heads and {groups} query groups (of"
-            f" {model.num_attention_heads} and {model.num_query_groups}, / tensor {layout.tp}) out"
-            f" to {ranks} ranks; that goes with {either(nearest_divisors(ranks, heads, groups))},"
-            " or with cp_comm_type p2p",
+            f"{kind} deals a rank's {heads} heads and {groups} query groups (of"
+            f" {model.num_attention_heads} and {model.num_query_groups}, / tensor {tp}) out"
+            f" to {ranks} ranks; {near}, or take cp_comm_type p2p",
         )
 
 
 @RULES.rule("Megatron-LM arguments.py: validate_args")
 def hierarchy_multiplies_to_context_parallel(run: Run) -> Found:
     """prod(hierarchical_context_parallel_sizes) = CP; a2a+p2p needs them, nothing else does."""
-    layout, sizes = run.layout, run.layout.hierarchical_cp
-    if layout.cp_comm_type != "a2a+p2p":
+    cp, kind, sizes = run.layout.cp, run.layout.cp_comm_type, run.layout.hierarchical_cp
+    if kind != "a2a+p2p":
         if sizes:
-            yield SIZES, f"is for cp_comm_type a2a+p2p, and that is {layout.cp_comm_type}"
-        return
-    if len(sizes) != 2:
+            yield SIZES, f"is for cp_comm_type a2a+p2p, and that is {kind}; leave this out"
+    elif cp == 1:
+        yield COMM, "a2a+p2p is for context_parallel_size 2 or more, and that is 1; leave this out"
+    elif len(sizes) != 2:
         yield (
             SIZES if sizes else COMM,
-            "a2a+p2p needs the two hierarchical_context_parallel_sizes, such as"
-            f" [2, {max(1, layout.cp // 2)}]",
+            "a2a+p2p needs two hierarchical_context_parallel_sizes, an inner and an outer one;"
+            f" {_would_do(cp)}",
         )
-    elif math.prod(sizes) != layout.cp:
-        product = " x ".join(str(size) for size in sizes)
+    elif math.prod(sizes) != cp:
+        inner = None if cp % sizes[0] else sizes[0]
         yield (
             SIZES,
-            f"{product} = {math.prod(sizes)}, and context_parallel_size is {layout.cp};"
-            f" [{sizes[0]}, {max(1, layout.cp // sizes[0])}] would do"
-            if not layout.cp % sizes[0]
-            else f"{product} = {math.prod(sizes)}, and context_parallel_size is {layout.cp}",
+            f"{sizes[0]} x {sizes[1]} = {math.prod(sizes)}, and context_parallel_size is {cp};"
+            f" {_would_do(cp, inner)}",
         )
+
+
+def _would_do(cp: int, inner: int | None = None) -> str:
+    """Sizes of a2a+p2p with that inner one, or with the smallest."""
+    inner = inner or next(size for size in range(2, cp + 1) if cp % size == 0)
+    return f"[{inner}, {cp // inner}] would do"
