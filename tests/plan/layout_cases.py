@@ -657,7 +657,7 @@ USER_BUFFERS = [
          {**HIDDEN, "fp8": "hybrid", "fp8_recipe": "blockwise"}, {"fp8_recipe": "tensorwise"}),
     Case("overlapped-mxfp8-shares-whole-blocks", TP_OVERLAP,
          "and a rank has 64 (micro_batch_size 2 x seq_length 64 / context 1 / tensor 2); the"
-         " nearest is 128",
+         " nearest value of micro_batch_size is 4",
          {**HIDDEN, "fp8": "hybrid", "fp8_recipe": "mxfp8", "micro_batch_size": 2},
          {"micro_batch_size": 4, "global_batch_size": 16}),
     Case("transformer-engine-overlaps-the-recipe", TP_OVERLAP,

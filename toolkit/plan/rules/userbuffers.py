@@ -6,6 +6,8 @@ domain write into directly.
 
 from __future__ import annotations
 
+import math
+
 from toolkit.plan.rules.hardware import older
 from toolkit.plan.rules.precision import recipe_of
 from toolkit.plan.rules.rule import SP, TP, Found, RuleBook, either, the_nearest_multiples
@@ -96,12 +98,14 @@ def overlapped_mxfp8_shares_whole_blocks(run: Run) -> Found:
     if not layout.overlap.tp_comm or recipe_of(run) != "mxfp8" or whole % cut:
         return
     if whole // cut % MXFP8_ROWS:
+        rows = MXFP8_ROWS * cut
+        sequences = rows // math.gcd(rows, layout.seq_length)
+        near = the_nearest_multiples(layout.micro_batch_size, sequences, of="micro_batch_size")
         yield (
             OVERLAP,
             f"gathers mxfp8 in blocks of {MXFP8_ROWS} tokens, and a rank has {whole // cut}"
             f" (micro_batch_size {layout.micro_batch_size} x seq_length {layout.seq_length}"
-            f" / context {layout.cp} / tensor {layout.tp});"
-            f" {the_nearest_multiples(whole // cut, MXFP8_ROWS)}",
+            f" / context {layout.cp} / tensor {layout.tp}); {near}",
         )
 
 
