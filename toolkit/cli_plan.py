@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.verbs import console, verb
+
+if TYPE_CHECKING:
+    from toolkit.launch.sizing import Question
 
 plan = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -50,68 +53,99 @@ def plan_command(
         bool,
         typer.Option("--scaling", help="Fit a power law to finished runs: their folders follow."),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Size a training: memory of each rank, speed, days, cost, energy, and better layouts."""
     if scaling:
-        _scaling([file, *map(Path, overrides or ())])
+        _scaling([file, *map(Path, overrides or ())], as_json)
         return
     if cluster is None:
         raise ToolkitError("which GPUs? plan needs a cluster", hint="--cluster dgx-h100")
     if calibrate is not None:
-        _calibrate(calibrate, cluster)
+        _calibrate(calibrate, cluster, as_json)
         return
     if file is None:
         raise ToolkitError("which pipeline? plan needs its file", hint="toolkit plan FILE ...")
-    _plan(file, overrides or [], cluster, search=search, gpus=gpus, tokens=tokens)
+    from toolkit.launch.sizing import Question
+    from toolkit.plan.cost import parse_tokens
+
+    budget = parse_tokens(tokens) if tokens is not None else None
+    question = Question(file, overrides or [], cluster, gpus=gpus, tokens=budget, search=search)
+    refused = _plan_json(question) if as_json else _plan(question)
+    if refused:
+        raise typer.Exit(ExitCode.USER_ERROR)
 
 
-def _scaling(folders: list[Path | None]) -> None:
+def _scaling(folders: list[Path | None], as_json: bool) -> None:
     from toolkit.plan.measured import read_measured
-    from toolkit.plan.scaling import fit_law
+    from toolkit.plan.plain import plain_scaling
+    from toolkit.plan.scaling import finite, fit_law
     from toolkit.view_runs import show_scaling
 
     given = [folder for folder in folders if folder is not None]
     if not given:
         raise ToolkitError("which runs?", hint="toolkit plan --scaling runs/a runs/b runs/c")
-    runs = [each.trained for folder in given for each in read_measured(folder)]
-    show_scaling(console(), runs, fit_law(runs))
+    found = [each.trained for folder in given for each in read_measured(folder)]
+    runs = finite(found)
+    for run in found:
+        if run not in runs:
+            _warn(f"{run.name}: left out, for its loss is {run.loss}")
+    law = fit_law(runs)
+    if as_json:
+        _print(plain_scaling(runs, law))
+        return
+    show_scaling(console(), runs, law)
 
 
-def _calibrate(folder: Path, cluster: str) -> None:
+def _calibrate(folder: Path, cluster: str, as_json: bool) -> None:
     from toolkit.launch.sizing import cluster_hardware
     from toolkit.plan.measured import calibrate, read_measured
+    from toolkit.plan.plain import plain_calibration
     from toolkit.view_runs import show_calibration
 
     hardware = cluster_hardware(cluster)[0]
-    show_calibration(console(), [calibrate(each, hardware) for each in read_measured(folder)])
+    found = [calibrate(each, hardware) for each in read_measured(folder)]
+    if as_json:
+        _print({"runs": [plain_calibration(each) for each in found]})
+        return
+    show_calibration(console(), found)
 
 
-def _plan(
-    file: Path,
-    overrides: list[str],
-    cluster: str,
-    *,
-    search: bool,
-    gpus: int | None,
-    tokens: str | None,
-) -> None:
-    from toolkit.launch.sizing import Question, answer
-    from toolkit.plan.cost import parse_tokens
+def _plan_json(question: Question) -> bool:
+    from toolkit.launch.sizing import answer
+
+    stages = [stage.plain() for stage in answer(question)]
+    _print({"file": str(question.file), "cluster": question.cluster, "stages": stages})
+    return any("parameters" not in stage for stage in stages)
+
+
+def _plan(question: Question) -> bool:
+    """Print the tables; whether a stage has no layout that works."""
+    from toolkit.launch.sizing import answer
     from toolkit.view_plan import show_search, show_sizing
 
-    budget = parse_tokens(tokens) if tokens is not None else None
-    question = Question(file, overrides, cluster, gpus=gpus, tokens=budget, search=search)
     terminal: Any = console()
     refused = False
     for number, stage in enumerate(answer(question)):
         if number:
             terminal.print()
         for violation in stage.violations:
-            typer.secho(f"! {stage.name}: {violation}", err=True, fg=typer.colors.YELLOW)
+            _warn(f"{stage.name}: {violation}")
         refused = refused or stage.sizing is None
         if stage.sizing is not None:
             show_sizing(terminal, stage.name, stage.sizing)
         if stage.found is not None:
-            show_search(terminal, stage.found, stage.hardware, stage.search_seconds)
-    if refused:
-        raise typer.Exit(ExitCode.USER_ERROR)
+            show_search(terminal, stage.found, stage.run, stage.hardware, stage.search_seconds)
+    if refused and not question.search:
+        _warn("with --search, plan looks for layouts that work on as many GPUs")
+    return refused
+
+
+def _warn(text: str) -> None:
+    typer.secho(f"! {text}", err=True, fg=typer.colors.YELLOW)
+
+
+def _print(found: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(found, indent=2))

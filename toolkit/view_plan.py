@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,8 +13,9 @@ from rich.text import Text
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import GIB, StageMemory
 from toolkit.plan.scaling import FLOPS_PER_PARAMETER, optima
-from toolkit.plan.search import LABELS, Candidate, Found, settings_of, why_slower
-from toolkit.plan.shape import Layout
+from toolkit.plan.search import LABELS, Candidate, Found, why_slower
+from toolkit.plan.settings import settings_of
+from toolkit.plan.shape import Layout, Run
 from toolkit.plan.sizing import Sizing
 
 BAR = 48
@@ -61,7 +62,7 @@ def layout_text(layout: Layout) -> str:
     for name, size in (("VPP", layout.vpp), ("CP", layout.cp), ("EP", layout.ep)):
         if size > 1:
             degrees.append(f"{name}{size}")
-    if layout.ep > 1 and layout.expert_tp != layout.tp:
+    if layout.expert_tp != layout.tp:
         degrees.append(f"ETP{layout.expert_tp}")
     degrees.append(f"{'FSDP' if layout.fsdp else 'DP'}{layout.dp}")
     return f"{' '.join(degrees)}, MBS {layout.micro_batch_size}{_ends(layout)}{_again(layout)}"
@@ -148,27 +149,33 @@ def _bar(stage: StageMemory, hardware: Hardware) -> Text:
 
 def _speed_table(sizing: Sizing) -> Table:
     estimate, cost = sizing.estimate, sizing.cost
-    each = f"{cost.tokens / sizing.active_parameters:.3g} for each parameter"
+    each = _short(cost.tokens / sizing.active_parameters)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
     rows = [
-        ("step", f"{estimate.step_seconds:.3g} s: {_spent(sizing)}"),
+        ("step", f"{_time(estimate.step_seconds)}: {_spent(sizing)}"),
         ("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}"),
-        ("model TFLOP/s", f"{estimate.tflops_per_gpu:,.0f} a GPU, MFU {estimate.mfu:.1%}"),
+        (
+            "model TFLOP/s",
+            f"{_short(estimate.tflops_per_gpu)} a GPU, MFU {estimate.mfu:.1%}"
+            f" of {_short(estimate.peak / 1e12)} in {estimate.number_format.upper()}",
+        ),
         (
             "training",
-            f"{count_text(cost.tokens)} tokens ({each}): {cost.steps:,} steps, {_time(cost.days)},"
-            f" {_short(cost.gpu_hours)} GPU-hours",
+            f"{count_text(cost.tokens)} tokens ({each} for each parameter): {cost.steps:,} steps,"
+            f" {_time(cost.seconds)}, {_short(cost.gpu_hours)} GPU-hours",
         ),
     ]
     if cost.price is not None:
         rows.append(("cost", f"{_short(cost.price)} {cost.currency}"))
     what = "" if cost.whole_node else ", the GPUs alone"
-    rows.append(("energy", f"{_short(cost.megawatt_hours)} MWh at {cost.watts:,.0f} W a GPU{what}"))
-    for number, best in enumerate(optima(_flops(sizing))):
+    rows.append(("energy", f"{_energy(cost.megawatt_hours)} at {cost.watts:,.0f} W a GPU{what}"))
+    flops = _flops(sizing)
+    for number, best in enumerate(optima(flops)):
         told = f"{count_text(best.parameters)} on {count_text(best.tokens)} tokens ({best.name})"
-        rows.append(("optimal" if number == 0 else "", told))
+        rows.append(("best spent on" if number == 0 else "", told))
+    rows.insert(len(rows) - len(optima(flops)), ("compute", f"{flops:.2e} FLOPs, by 6 N D"))
     for title, text in rows:
         table.add_row(f"  {title}", escape(text))
     return table
@@ -182,19 +189,30 @@ def _spent(sizing: Sizing) -> str:
     """What a step is spent on, the largest first, down to one per cent."""
     spent = sizing.estimate.spent
     parts = sorted(spent.items(), key=lambda part: -part[1])
-    short = {"matmul": "matrices", "attention": "attention", "memory": "moving bytes"}
     return ", ".join(
-        f"{short.get(name, LABELS[name])} {seconds / spent.total:.0%}"
+        f"{LABELS[name]} {seconds / spent.total:.0%}"
         for name, seconds in parts
         if seconds >= 0.01 * spent.total
     )
 
 
-def _time(days: float) -> str:
+def _time(seconds: float) -> str:
+    """``14.6 ms``, ``39.1 s``, ``2.0 hours``, ``539 days (1.5 years)``."""
+    days = seconds / 86400
+    if days >= 365:
+        return f"{days:,.0f} days ({days / 365.25:.1f} years)"
     if days >= 1:
         return f"{days:,.1f} days"
-    hours = days * 24
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 3600:.3g} s"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _energy(megawatt_hours: float) -> str:
+    for unit, size in (("MWh", 1.0), ("kWh", 1e-3)):
+        if megawatt_hours >= size:
+            return f"{_short(megawatt_hours / size)} {unit}"
+    return f"{megawatt_hours / 1e-6:.3g} Wh"
 
 
 def _short(amount: float) -> str:
@@ -209,9 +227,14 @@ def count_text(count: float) -> str:
     return f"{count:.0f}"
 
 
-def show_search(console: Console, found: Found, hardware: Hardware, seconds: float) -> None:
+def show_search(
+    console: Console, found: Found, run: Run, hardware: Hardware, seconds: float
+) -> None:
     """Print the layouts that a search found, and why each loses against the first."""
     console.print(f"\n[bold]search[/]  {found.looked_at:,} layouts in {seconds:.1f} s")
+    if not found.best:
+        console.print(f"  [red]{escape(_why_none(found, run, hardware))}[/]", soft_wrap=True)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (
         ("", "right"),
@@ -219,7 +242,7 @@ def show_search(console: Console, found: Found, hardware: Hardware, seconds: flo
         ("tokens/s/GPU", "right"),
         ("MFU", "right"),
         ("GiB", "right"),
-        ("against the first", "left"),
+        ("step, against the first's", "left"),
     ):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for number, candidate in enumerate(found.best, start=1):
@@ -232,11 +255,24 @@ def show_search(console: Console, found: Found, hardware: Hardware, seconds: flo
         told = f"would be faster, and needs {over / GIB:.1f} GiB more than there are"
         _candidate_row(table, "-", found.too_large, told)
     console.print(table)
-    if found.best:
-        settings = json.dumps(settings_of(found.best[0].layout)).replace('"', "")
-        console.print(f"\n  the first, in the file: {escape(settings[1:-1])}", soft_wrap=True)
-    else:
-        console.print("  [red]no layout fits[/]: more GPUs, or a shorter seq_length")
+    settings = yaml.safe_dump(
+        settings_of(found.best[0].layout, run.layout), sort_keys=False, default_flow_style=None
+    )
+    console.print("\n  the first, in the stage:")
+    for line in settings.splitlines():
+        console.print(f"    {escape(line)}", soft_wrap=True)
+
+
+def _why_none(found: Found, run: Run, hardware: Hardware) -> str:
+    if found.smallest is None:
+        told = "\n  ".join(found.refused)
+        return f"no layout of {run.layout.world_size:,} GPUs is valid:\n  {told}"
+    needed = found.smallest.memory.total / GIB
+    return (
+        f"no layout fits: the smallest, {layout_text(found.smallest.layout)}, needs"
+        f" {needed:.1f} GiB of the {hardware.gpu.memory / GIB:.1f} that a GPU has;"
+        " more GPUs, or a shorter seq_length"
+    )
 
 
 def _candidate_row(table: Table, number: str, candidate: Candidate, against: str) -> None:

@@ -54,20 +54,28 @@ def show_scaling(console: Console, runs: Sequence[Trained], law: Law) -> None:
     console.print(table)
     floor = f"{law.floor:.4f} + " if law.floor else ""
     console.print(
-        f"\nloss = {floor}(FLOPs / {law.scale:.3g}) ^ -{law.exponent:.4f},"
-        f" off by {law.error:.4f} nats (root mean square)"
+        f"\nloss = {floor}(FLOPs / {law.scale:.3g}) ^ -{law.exponent:.4f}"
+        f"{_error(law.exponent_error)}, off by {law.error:.4f} nats (root mean square)"
     )
+    if law.exponent_error is None:
+        console.print("how sure that is can't be told from so few runs")
     console.print(_plot(ordered, law))
     for times in (10, 100):
         flops = ordered[-1].flops * times
-        console.print(f"{times} x the largest, {flops:.1e} FLOPs: {law.loss(flops):.4f} nats")
+        told = f"{law.loss(flops):.4f}{_error(law.loss_error(flops))} nats"
+        console.print(f"{times} x the largest, {flops:.1e} FLOPs: {told}")
     for best in optima(ordered[-1].flops * 10):
         told = f"{count_text(best.parameters)} on {count_text(best.tokens)} tokens"
         console.print(f"  10 x is best spent on {told} ({best.name})")
 
 
+def _error(error: float | None) -> str:
+    """A standard error, behind its number."""
+    return "" if error is None else f" ± {error:.4f}"
+
+
 def _plot(runs: Sequence[Trained], law: Law) -> str:
-    """Runs as circles, the law as dots, ten times beyond the largest run."""
+    """Runs as circles, the law as dots, ten times beyond the largest run; both axes logarithmic."""
     first, last = math.log10(runs[0].flops), math.log10(runs[-1].flops) + 1
     at = [first + (last - first) * column / (COLUMNS - 1) for column in range(COLUMNS)]
     curve = [math.log(law.loss(10**x)) for x in at]

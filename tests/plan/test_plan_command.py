@@ -1,6 +1,7 @@
 """``toolkit plan``, as it is typed; and finished runs, as they are read back."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from toolkit.plan.cost import cost_of, parse_tokens
 from toolkit.plan.measured import calibrate, read_measured
 from toolkit.plan.sizing import hardware_of
 from toolkit.plan.throughput import Estimator
+from toolkit.view_plan import PARTS
 
 PIPELINE = """\
 name: big
@@ -107,11 +109,87 @@ def test_the_search(files: tuple[str, str]) -> None:
     assert "TP4 PP8 VPP5 DP2, MBS 1" in out
     assert "would be faster, and needs" in out
     assert "% uneven stages" in out
-    settings = out.partition("the first, in the file: ")[2].strip()
-    again = yaml.safe_load("{" + settings + "}")
-    base = yaml.safe_load(PIPELINE)["stages"]["base"]
-    assert PretrainConfig.model_validate(base | again | {"model": PETITE})
-    assert again["parallel"]["tensor_model_parallel_size"] == 4
+
+
+OTHERS = {
+    "as-it-is": {},
+    "recomputes": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+    "gathers-beside-work": {
+        "parallel": {
+            "tensor_model_parallel_size": 8,
+            "sequence_parallel": True,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+        }
+    },
+    "experts": {
+        "model": {"preset": "mixtral-8x7b"},
+        "parallel": {"expert_model_parallel_size": 8, "moe_grouped_gemm": True},
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_first_put_into_the_file_is_checked_and_planned_alike(
+    name: str, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search prints replaces the stage's own settings: ``check`` takes it, and ``plan`` says
+    of it what the search said."""
+    monkeypatch.setattr("toolkit.launch.slurm.here", lambda: False)
+    settings = yaml.safe_load(PIPELINE)
+    settings["stages"]["base"] |= OTHERS[name]
+    file = tmp_path / "given.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    out = said(str(file), "--cluster", files[1], "--search")
+    again = yaml.safe_load(out.partition("the first, in the stage:")[2])
+    found = json.loads(said(str(file), "--cluster", files[1], "--search", "--json"))
+    first = found["stages"][0]["search"]["best"][0]
+    assert again == first["settings"]
+
+    settings["stages"]["base"] |= again
+    file.write_text(yaml.safe_dump(settings))
+    done = CliRunner().invoke(app, ["check", str(file), "--cluster", files[1]])
+    assert done.exit_code == 0, done.output
+    planned = json.loads(said(str(file), "--cluster", files[1], "--json"))["stages"][0]
+    assert planned["layout"] == first["layout"]
+    assert planned["speed"] == first["speed"]
+    assert planned["fits"]
+
+
+def test_json_has_the_whole_tables(files: tuple[str, str]) -> None:
+    command = (files[0], "--cluster", files[1], "--tokens", "15T", "--search", "--json")
+    found = json.loads(said(*command))
+    stage = found["stages"][0]
+    assert stage["parameters"] == 70_553_706_496
+    assert [row["stage"] for row in stage["memory"]] == list(range(8))
+    for row in stage["memory"]:
+        parts = [row[f"{name}_bytes"] for name, _, _ in PARTS]
+        assert sum(parts) == pytest.approx(row["total_bytes"], abs=len(parts))
+    spent = stage["speed"]["spent_seconds"]
+    assert sum(spent.values()) == pytest.approx(stage["speed"]["step_seconds"])
+    cost = stage["cost"]
+    assert cost["gpu_hours"] == pytest.approx(cost["days"] * 24 * 64)
+    assert cost["price"] == pytest.approx(2.5 * cost["gpu_hours"])
+    best = stage["search"]["best"]
+    assert best[0]["why"] == ""
+    assert all(row["slower"] > 0 and row["why"] for row in best[1:])
+    refused = json.loads(said(files[0], "--cluster", files[1], "--gpus", "48", "--json", code=2))
+    assert refused["stages"][0].keys() == {"name", "violations"}
+
+
+def test_why_nothing_was_found(files: tuple[str, str]) -> None:
+    out = said(files[0], "--cluster", files[1], "--gpus", "8", "--search", code=2)
+    assert re.search(r"no layout fits: the smallest, TP8 .*, needs \d+\.\d GiB of the 79\.6", out)
+    out = said(files[0], "--cluster", files[1], "--gpus", "7", "--search", code=2)
+    assert "no layout of 7 GPUs is valid" in out
+    assert "256 is not a multiple of 7" in out
+    longer = ("stages.base.seq_length=131072", "--gpus", "1024", "--search")
+    out = said(files[0], "--cluster", files[1], *longer, code=2)
+    assert "131072 is longer than the model's max_position_embeddings" in out.partition("search")[2]
 
 
 def test_other_gpus_than_the_file_asks(files: tuple[str, str]) -> None:
@@ -123,6 +201,7 @@ def test_other_gpus_than_the_file_asks(files: tuple[str, str]) -> None:
     out = said(files[0], "--cluster", files[1], "--gpus", "48", code=2)
     assert "! base: " in out
     assert "tokens/s" not in out
+    assert "with --search" in out
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,12 @@ def test_without_fsdp_there_is_none() -> None:
 
 def made_of(**spent: float) -> Estimate:
     parts = Breakdown(**spent)
-    return Estimate(Layout(), parts.total, 1.0, 1.0, 0.5, parts)
+    return Estimate(Layout(), parts.total, 1.0, 1.0, 0.5, 2.0, "bf16", parts)
 
 
 def test_why_a_layout_loses() -> None:
     best = made_of(matmul=90.0, bubble=5.0, tensor=5.0)
     other = made_of(matmul=90.0, bubble=9.0, tensor=4.0, recompute=1.0)
     told = why_slower(other, best)
-    assert told == "+4.0% pipeline bubble, +1.0% recomputation, -1.0% tensor-parallel communication"
+    assert told == "+4.0% pipeline bubble, +1.0% recomputation, -1.0% TP communication"
     assert why_slower(best, best) == "as fast, and takes more memory"

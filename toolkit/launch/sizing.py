@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import Problem, ToolkitError
 from toolkit.launch.cluster import Cluster, load_cluster
@@ -18,6 +19,7 @@ from toolkit.plan.hardware import Hardware
 from toolkit.plan.layout import violations
 from toolkit.plan.machine import capability_of
 from toolkit.plan.memory import GIB, largest, memory_by_stage
+from toolkit.plan.plain import plain_found, plain_sizing
 from toolkit.plan.search import Found, search
 from toolkit.plan.shape import Run
 from toolkit.plan.sizing import Sizing, hardware_of, size_run
@@ -50,7 +52,18 @@ class StageAnswer:
     """Why its own layout can't work on these GPUs; then there is no sizing of it."""
     sizing: Sizing | None
     found: Found | None
+    run: Run
+    """As the file has it, on the GPUs that are asked for."""
     search_seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        told: dict[str, Any] = {"name": self.name, "violations": list(self.violations)}
+        if self.sizing is not None:
+            told |= plain_sizing(self.sizing)
+        if self.found is not None:
+            told["search"] = plain_found(self.found, self.run.layout, self.search_seconds)
+        return told
 
 
 def cluster_hardware(name: str) -> tuple[Hardware, Cluster, Source]:
@@ -61,7 +74,12 @@ def cluster_hardware(name: str) -> tuple[Hardware, Cluster, Source]:
         ToolkitError: it names no GPUs, or some that there are no constants for.
     """
     cluster, source = load_cluster(name)
-    return _hardware(cluster), cluster, source
+    try:
+        return _hardware(cluster), cluster, source
+    except ToolkitError as error:
+        place = source.place(("node",)) or source.place(())
+        where = f"{place.file}:{place.line}" if place else name
+        raise ToolkitError(error.message, where=where, hint=error.hint) from None
 
 
 def _hardware(cluster: Cluster) -> Hardware:
@@ -139,7 +157,7 @@ def _stage(
     tokens = question.tokens or config.train_iters * step
     sizing = None if wrong else size_run(run, hardware, tokens, cluster.planning)
     if not question.search:
-        return StageAnswer(name, hardware, wrong, sizing, None)
+        return StageAnswer(name, hardware, wrong, sizing, None, run)
     started = time.perf_counter()
     shards = "fsdp" in type(config.parallel).model_fields
     found = search(run, Estimator(run.model, run.precision, hardware), fsdp=shards)
@@ -147,7 +165,7 @@ def _stage(
     if sizing is None and found.best:
         best = replace(run, layout=found.best[0].layout)
         sizing = size_run(best, hardware, tokens, cluster.planning)
-    return StageAnswer(name, hardware, wrong, sizing, found, seconds)
+    return StageAnswer(name, hardware, wrong, sizing, found, run, seconds)
 
 
 def _run(

@@ -18,6 +18,7 @@ from toolkit.pipeline.state import STAGE_FILE, read_stage_file, read_state
 from toolkit.plan.describe import run_of
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import GIB, largest, memory_by_stage
+from toolkit.plan.parameters import active_parameter_count, parameter_count
 from toolkit.plan.scaling import Trained
 from toolkit.plan.shape import Run
 from toolkit.plan.throughput import Estimator
@@ -72,16 +73,18 @@ def _read(stage: Path) -> Measured:
     if not timed:
         raise ToolkitError("no row has a time", where=str(stage / METRICS))
     world = int(info["layout"]["world_size"])
+    run = run_of(config, world, _vocabulary(stage))
+    idle = parameter_count(run.model) - active_parameter_count(run.model)
     trained = Trained(
         name=f"{stage.parent.name}/{stage.name}",
-        parameters=int(info["parameters"]),
+        parameters=int(info["parameters"]) - idle,
         tokens=int(info["consumed_samples"]) * config.sequence,
         loss=_loss(info, timed),
     )
     state = read_state(stage)
     return Measured(
         folder=stage,
-        run=run_of(config, world, _vocabulary(stage)),
+        run=run,
         trained=trained,
         step_seconds=statistics.median(row["seconds_per_step"] for row in timed[1:] or timed),
         memory_gib=max(row.get("memory_gib", 0.0) for row in timed),

@@ -142,9 +142,18 @@ def _numbers(counts: tuple[tuple[int, ...], ...], vpp: int) -> tuple[tuple[int, 
 
 def stage_layer_kinds(model: ModelShape, layout: Layout, stage: int) -> tuple[int, int]:
     """How many dense layers, and how many with experts, a stage has."""
-    layers = stage_layer_numbers(model, layout)[stage]
-    experts = sum(model.moe_layers[layer] for layer in layers) if model.moe_layers else 0
-    return len(layers) - experts, experts
+    return _kinds(stage_layers(model, layout), layout.vpp, model.moe_layers)[stage]
+
+
+@lru_cache(maxsize=4096)
+def _kinds(
+    counts: tuple[tuple[int, ...], ...], vpp: int, moe: tuple[bool, ...]
+) -> tuple[tuple[int, int], ...]:
+    found = []
+    for layers in _numbers(counts, vpp):
+        experts = sum(moe[layer] for layer in layers) if moe else 0
+        found.append((len(layers) - experts, experts))
+    return tuple(found)
 
 
 def embedding_weights(model: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[Weight]:

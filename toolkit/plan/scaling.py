@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from toolkit.errors import ToolkitError
@@ -100,6 +100,7 @@ class Trained:
 
     name: str
     parameters: int
+    """Those that a token meets: with experts, fewer than there are."""
     tokens: int
     loss: float
     """Nats a token, on held-out data where it was evaluated."""
@@ -119,36 +120,86 @@ class Law:
     exponent: float
     error: float
     """Root of the mean squared difference to the runs, in nats."""
+    without: tuple[Law, ...] = ()
+    """The laws through all runs but one, of each run; empty where they are too few to tell."""
 
     def loss(self, flops: float) -> float:
         """Nats a token at a budget."""
         return self.floor + float((flops / self.scale) ** -self.exponent)
 
+    @property
+    def exponent_error(self) -> float | None:
+        """Standard error of the exponent, by the jackknife; None from fewer than three runs."""
+        return _jackknife([law.exponent for law in self.without])
+
+    def loss_error(self, flops: float) -> float | None:
+        """The same of the loss at a budget, in nats: how far a prediction leans on single runs."""
+        return _jackknife([law.loss(flops) for law in self.without])
+
+
+def _jackknife(values: list[float]) -> float | None:
+    """Standard error from what is found when each run in turn is left out (Efron 1982, ch. 3)."""
+    count = len(values)
+    if count < 3:
+        return None
+    mean = sum(values) / count
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in values))
+
 
 FLOORS = 200
-"""Floors that are tried between none and just below the best run."""
+"""Floors that are tried between none and just below the best run, and as many again nearby."""
+BUDGETS_FOR_A_FLOOR = 4
+
+
+def finite(runs: Sequence[Trained]) -> list[Trained]:
+    """The runs that did not diverge: whose loss is a number above zero."""
+    return [run for run in runs if math.isfinite(run.loss) and run.loss > 0]
 
 
 def fit_law(runs: Sequence[Trained]) -> Law:
     """The power law through runs, least squares in the logarithm of what is above the floor.
 
-    With fewer than four runs the floor is none: three numbers can't be had from three points.
+    With fewer than four budgets the floor is none: three numbers can't be had from three points.
+    With three budgets or more, the laws through all runs but one tell how sure it is.
 
     Raises:
         ToolkitError: fewer than two budgets, or a loss that does not fall with the budget.
     """
-    if len({run.flops for run in runs}) < 2:
+    if _budgets(runs) < 2:
         raise ToolkitError("a power law takes at least two runs of different compute")
-    lowest = min(run.loss for run in runs)
-    shares = range(FLOORS) if len(runs) > 3 else range(1)
-    tried = (_line(runs, 0.999 * lowest * share / FLOORS) for share in shares)
-    best = min((law for law in tried if law is not None), key=lambda w: w.error, default=None)
+    floored = _budgets(runs) >= BUDGETS_FOR_A_FLOOR
+    best = _fit(runs, floored)
     if best is None:
         raise ToolkitError(
             "the loss does not fall with the compute over these runs",
             hint="runs on the same data, each with its own learning rate at its best, do",
         )
-    return best
+    others = [[*runs[:left], *runs[left + 1 :]] for left in range(len(runs))]
+    told = [_fit(some, floored) for some in others if _budgets(some) >= 2 + floored]
+    without = [law for law in told if law is not None]
+    return replace(best, without=tuple(without) if len(without) == len(runs) else ())
+
+
+def _budgets(runs: Sequence[Trained]) -> int:
+    return len({run.flops for run in runs})
+
+
+def _fit(runs: Sequence[Trained], floored: bool) -> Law | None:
+    """The best of the lines above each floor; where one is fitted, looked for in two rounds."""
+    if not floored:
+        return _line(runs, 0.0)
+    lowest = min(run.loss for run in runs)
+    step = 0.999 * lowest / FLOORS
+    first = _best(runs, [step * number for number in range(FLOORS)])
+    if first is None:
+        return None
+    near = [first.floor + step * (number / FLOORS - 1) for number in range(2 * FLOORS)]
+    return _best(runs, [first.floor, *(floor for floor in near if 0 <= floor < lowest)])
+
+
+def _best(runs: Sequence[Trained], floors: Sequence[float]) -> Law | None:
+    tried = (_line(runs, floor) for floor in floors)
+    return min((law for law in tried if law is not None), key=lambda law: law.error, default=None)
 
 
 def _line(runs: Sequence[Trained], floor: float) -> Law | None:
@@ -163,4 +214,4 @@ def _line(runs: Sequence[Trained], floor: float) -> Law | None:
     scale = math.exp(mean_x - mean_y / slope)
     law = Law(floor, scale, -slope, 0.0)
     squares = [(law.loss(run.flops) - run.loss) ** 2 for run in runs]
-    return Law(floor, scale, -slope, math.sqrt(sum(squares) / len(squares)))
+    return replace(law, error=math.sqrt(sum(squares) / len(squares)))

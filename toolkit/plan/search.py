@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from toolkit.plan.layout import is_valid
+from toolkit.plan.layout import is_valid, violations
 from toolkit.plan.memory import StageMemory, largest, memory_by_stage
 from toolkit.plan.shape import Layout, Recompute, Run, Sharding
 from toolkit.plan.throughput import Estimate, Estimator
@@ -58,6 +58,10 @@ class Found:
     """The fastest valid one that does not fit, where it would be faster than the best."""
     looked_at: int
     """Layouts whose memory was reckoned."""
+    smallest: Candidate | None = None
+    """Where none fits, the valid one that needs the least memory."""
+    refused: tuple[str, ...] = ()
+    """Where none is valid, what the rules say of the one that they refuse least."""
 
 
 def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) -> Found:
@@ -72,6 +76,7 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
     room = estimator.hardware.gpu.memory
     fitting: list[Candidate] = []
     large: list[Candidate] = []
+    unfit: list[tuple[float, int, Layout]] = []
     looked_at = 0
     for layout in _grid(run, estimator.hardware.gpus_per_node, fsdp=fsdp):
         for tried in _lightest_first(run, layout):
@@ -82,10 +87,33 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
                 break
             if tried.recompute.granularity is None and memory.total < 2 * room:
                 large.append(Candidate(estimator.estimate(tried), memory))
+            unfit.append((memory.total, looked_at, tried))
     best = _valid(run, fitting, keep)
-    limit = best[0].estimate.step_seconds if best else float("inf")
+    if not best:
+        return _nothing(run, estimator, [c.layout for c in fitting], sorted(unfit), looked_at)
+    limit = best[0].estimate.step_seconds
     too_large = _valid(run, [c for c in large if c.estimate.step_seconds < limit], 1)
     return Found(best, too_large[0] if too_large else None, looked_at)
+
+
+def _nothing(
+    run: Run,
+    estimator: Estimator,
+    refused: list[Layout],
+    unfit: list[tuple[float, int, Layout]],
+    looked_at: int,
+) -> Found:
+    """Why nothing was found: all that is valid is too large, or nothing is valid."""
+    for _, _, layout in unfit:
+        if is_valid(replace(run, layout=layout)):
+            memory = _fullest(run, layout, float("inf"))
+            smallest = Candidate(estimator.estimate(layout), memory)
+            return Found((), None, looked_at, smallest)
+    alone = replace(run.layout, tp=1, pp=1, vpp=1, cp=1, ep=1, etp=None, sequence_parallel=False)
+    tried = [*refused, *(layout for _, _, layout in unfit)] or [alone]
+    told = [tuple(violations(replace(run, layout=layout))) for layout in tried]
+    least = min(told, key=len)
+    return Found((), None, looked_at, refused=tuple(f"{v.key}: {v.message}" for v in least))
 
 
 def _valid(run: Run, candidates: list[Candidate], keep: int) -> tuple[Candidate, ...]:
@@ -232,21 +260,21 @@ def _divisors(number: int, most: int) -> list[int]:
 
 
 LABELS = {
-    "matmul": "matrices of worse shapes",
-    "attention": "slower attention",
-    "memory": "kernels that move bytes",
+    "matmul": "matrices",
+    "attention": "attention",
+    "memory": "moving bytes",
     "recompute": "recomputation",
-    "tensor": "tensor-parallel communication",
-    "context": "context-parallel communication",
-    "expert": "expert-parallel communication",
+    "tensor": "TP communication",
+    "context": "CP communication",
+    "expert": "EP communication",
     "pipeline": "messages between stages",
-    "data": "data-parallel communication",
-    "host": "layers too short for the host",
+    "data": "DP communication",
+    "host": "waiting for kernel launches",
     "imbalance": "uneven stages",
     "bubble": "pipeline bubble",
     "optimizer": "optimizer step",
 }
-"""What a layout loses by, for each part of a step."""
+"""Each part of a step, in the fewest words; "moving bytes" are norms, activations, casts."""
 
 
 def why_slower(other: Estimate, best: Estimate) -> str:
@@ -261,40 +289,3 @@ def why_slower(other: Estimate, best: Estimate) -> str:
     gains = sorted(c for c in changes if c[0] < -0.0005 * step)[:1]
     told = [f"{change / step:+.1%} {LABELS[name]}" for change, name in losses + gains]
     return ", ".join(told) if told else "as fast, and takes more memory"
-
-
-SETTINGS = {
-    "tensor_model_parallel_size": "tp",
-    "pipeline_model_parallel_size": "pp",
-    "virtual_pipeline_model_parallel_size": "vpp",
-    "context_parallel_size": "cp",
-    "expert_model_parallel_size": "ep",
-    "account_for_embedding_in_pipeline_split": "account_for_embedding",
-    "account_for_loss_in_pipeline_split": "account_for_loss",
-    "sequence_parallel": "sequence_parallel",
-    "fsdp": "fsdp",
-}
-"""By the names of a stage's ``parallel``, what a layout calls them."""
-
-
-def settings_of(layout: Layout) -> dict[str, object]:
-    """A layout as a pretrain stage's settings; those at their defaults are left out."""
-    plain = Layout()
-    parallel = {
-        name: getattr(layout, field)
-        for name, field in SETTINGS.items()
-        if getattr(layout, field) != getattr(plain, field)
-    }
-    if layout.overlap.tp_comm:
-        parallel["tp_comm_overlap"] = True
-    if layout.ep > 1 and layout.expert_tp != layout.tp:
-        parallel["expert_tensor_parallel_size"] = layout.expert_tp
-    found: dict[str, object] = {"micro_batch_size": layout.micro_batch_size, "parallel": parallel}
-    recompute = layout.recompute
-    if recompute.granularity is not None:
-        found["recompute_granularity"] = recompute.granularity
-        found |= {"recompute_modules": list(recompute.modules)} if recompute.modules else {}
-    if recompute.granularity == "full":
-        found["recompute_method"] = recompute.method
-        found["recompute_num_layers"] = recompute.num_layers
-    return found

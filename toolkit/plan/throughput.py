@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from operator import add, attrgetter
 
 from toolkit.plan import traffic
 from toolkit.plan.compute import (
@@ -44,14 +45,14 @@ class Breakdown:
     optimizer: float = 0.0
 
     def __add__(self, other: Breakdown) -> Breakdown:
-        return Breakdown(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+        return Breakdown(*map(add, _values(self), _values(other)))
 
     def __mul__(self, times: float) -> Breakdown:
-        return Breakdown(*(times * value for value in self.values()))
+        return Breakdown(*[times * value for value in _values(self)])
 
     def values(self) -> list[float]:
         """The seconds, in order of the fields."""
-        return [getattr(self, name) for name in NAMES]
+        return list(_values(self))
 
     def items(self) -> list[tuple[str, float]]:
         """Name and seconds."""
@@ -64,6 +65,7 @@ class Breakdown:
 
 
 NAMES = tuple(field.name for field in fields(Breakdown))
+_values = attrgetter(*NAMES)  # a search adds up many thousands of them
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Estimate:
     """Of the model's own operations, in 1e12 a second."""
     mfu: float
     """Those over the peak of the format that the matrices run in."""
+    peak: float
+    """That peak, in operations a second."""
+    number_format: str
+    """That format: bf16, fp8, ..."""
     spent: Breakdown
 
 
@@ -125,7 +131,16 @@ class Estimator:
         each = tokens / step / layout.world_size
         operations = flops_per_token(self.model, layout.seq_length, self.model.vocab_size)
         rate = operations * each
-        return Estimate(layout, step, each, rate / 1e12, rate / self._peak, spent)
+        return Estimate(
+            layout=layout,
+            step_seconds=step,
+            tokens_per_second_per_gpu=each,
+            tflops_per_gpu=rate / 1e12,
+            mfu=rate / self._peak,
+            peak=self._peak,
+            number_format=self.kernels.format,
+            spent=spent,
+        )
 
     def _stage(self, layout: Layout, stage: int) -> LayerTime:
         """All layers of a stage, and the model's end where it is there."""
