@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.plan.breakdown import LABELS
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import GIB, StageMemory
 from toolkit.plan.scaling import FLOPS_PER_PARAMETER, optima
-from toolkit.plan.search import LABELS, Candidate, Found, why_slower
+from toolkit.plan.search import Candidate, Found, why_slower
 from toolkit.plan.settings import settings_of
 from toolkit.plan.shape import Layout, Run
 from toolkit.plan.sizing import Sizing

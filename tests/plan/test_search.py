@@ -1,16 +1,19 @@
 """The search: published layouts among the best, and what it says of the others."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from plan_shapes import FP8, H100, preset, published, run
 
+from toolkit.plan.breakdown import Breakdown
 from toolkit.plan.layout import is_valid
 from toolkit.plan.memory import largest, memory_by_stage
-from toolkit.plan.search import Found, cut, search, why_slower
-from toolkit.plan.shape import Layout, Precision
-from toolkit.plan.throughput import Breakdown, Estimate, Estimator
+from toolkit.plan.search import Found, _grid, cut, search, why_slower
+from toolkit.plan.shape import Layout, Overlap, Precision, Run
+from toolkit.plan.throughput import Estimate, Estimator
 
 BF16 = Precision(grad_reduce_in_fp32=False)
 
@@ -88,6 +91,82 @@ def test_without_fsdp_there_is_none() -> None:
     found = search(run(model, layout), estimator, keep=50, fsdp=False)
     assert found.best
     assert all(c.layout.fsdp is None for c in found.best)
+
+
+SMALL = {
+    "dense": ("llama-3-8b", {"num_layers": 8, "num_attention_heads": 16, "num_query_groups": 4}),
+    "experts": ("mixtral-8x7b", {"num_layers": 6, "moe_layers": (True,) * 6}),
+}
+
+
+@pytest.mark.parametrize("world_size", [8, 12])
+@pytest.mark.parametrize("name", SMALL)
+def test_the_grid_has_every_valid_layout_of_a_small_world(name: str, world_size: int) -> None:
+    """All degrees there are, asked of the rules one by one: the grid has those that they take, but
+    for what it says that it leaves out."""
+    source, changes = SMALL[name]
+    model = preset(source, **changes)
+    given = published(world_size, 24, 8192, etp=1 if model.num_moe_experts else None)
+    whole = run(model, given)
+    found = {seen(c) for c in _grid(whole, 8, fsdp=False) if is_valid(replace(whole, layout=c))}
+    wanted = {seen(c) for c in every(whole) if is_valid(replace(whole, layout=c))}
+    assert len(wanted) > 30
+    assert found == wanted
+
+
+def every(whole: Run) -> Iterator[Layout]:
+    """Without a thought for what divides what; but TP that divides the node's 8 GPUs, CP in powers
+    of 2 with 2,048 tokens at the least, and with it one sequence a microbatch."""
+    world = whole.layout.world_size
+    degrees = range(1, world + 1)
+    experts = whole.model.num_moe_experts
+    for tp, pp, cp in product((1, 2, 4, 8), degrees, (1, 2, 4)):
+        if world % (tp * pp * cp):
+            continue
+        for vpp, ep, size, ends in product(
+            range(1, 1 + whole.model.num_layers + 2),
+            degrees if experts else (1,),
+            (1, 2, 4, 8) if cp == 1 else (1,),
+            ((False, False), (False, True), (True, True)),
+        ):
+            if pp == 1 and any(ends):
+                continue  # nothing is split
+            copies = tp * pp < world
+            overlap = Overlap(copies, copies, p2p=vpp > 1, tp_comm=tp > 1)
+            yield replace(
+                whole.layout,
+                tp=tp,
+                pp=pp,
+                cp=cp,
+                vpp=vpp,
+                ep=ep,
+                micro_batch_size=size,
+                sequence_parallel=tp > 1,
+                account_for_embedding=ends[0],
+                account_for_loss=ends[1],
+                overlap=overlap,
+            )
+
+
+def seen(layout: Layout) -> tuple[object, ...]:
+    ends = (layout.account_for_embedding, layout.account_for_loss)
+    return (*cut(layout), layout.vpp, layout.micro_batch_size, ends)
+
+
+def test_the_best_is_the_best_of_all() -> None:
+    """Of all valid layouts that fit without recomputation none is faster than the first."""
+    model = preset("llama-3-8b", num_layers=8)
+    given = published(8, 24, 8192)
+    whole = run(model, given)
+    estimator = Estimator(model, FP8, H100)
+    fitting = [
+        estimator.estimate(layout).step_seconds
+        for layout in every(whole)
+        if is_valid(replace(whole, layout=layout))
+        and largest(memory_by_stage(model, layout, FP8)).total <= H100.gpu.memory
+    ]
+    found = search(whole, estimator, fsdp=False)
+    assert found.best[0].estimate.step_seconds == pytest.approx(min(fitting))
 
 
 def made_of(**spent: float) -> Estimate:

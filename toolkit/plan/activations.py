@@ -124,4 +124,5 @@ def chunks_in_flight(layout: Layout, stage: int) -> int:
         return min(total, behind + 1)
     group = layout.microbatch_group or layout.pp
     warmup = behind * 2 + (layout.vpp - 1) * group
+    warmup += layout.overlap.moe_expert_parallel_comm  # one more to send beside the others' work
     return min(total, warmup + 1)

@@ -53,7 +53,8 @@ class StageMemory:
     activations: float
     """Kept for the backward pass, of all microbatches in flight."""
     temporary: float
-    """At the fullest moment: logits and loss, a recomputed layer, gathered shards, FP8 copies."""
+    """At the fullest moment: logits and loss, a recomputed layer, gathered shards, FP8 copies; or
+    what the optimizer's step needs above the activations, which are free by then."""
     margin: float
     """The runtime's own, and what fragmentation takes."""
 
@@ -109,6 +110,8 @@ def stage_memory(
     optimizer = _optimizer_bytes(count, layout, precision)
     activations = _activation_bytes(model, layout, precision, stage)
     temporary = _temporary_bytes(model, layout, precision, stage, count)
+    stepping = step_width(precision) * _optimizer_share(count, layout)
+    temporary = max(temporary, stepping - activations)  # the step comes when these are free again
     allocated = weights + gradients + optimizer + activations + temporary
     margin = RUNTIME_BYTES + FRAGMENTATION * allocated
     return StageMemory(
@@ -163,22 +166,31 @@ def _gradient_bytes(count: Numel, layout: Layout, precision: Precision) -> float
 
 
 def optimizer_width(precision: Precision) -> int:
-    """Bytes of the optimizer's state for one weight.
-
-    Of weights below FP32 there is an FP32 copy; where the gradients are below FP32, too, Megatron's
-    optimizer makes an FP32 copy of its shard of them, unless it is the precision-aware one.
-    """
+    """Bytes of the optimizer's state for one weight: of weights below FP32 an FP32 copy, too."""
     if precision.weights == "fp32":
         return 8
     if precision.precision_aware_optimizer:
         main = BYTES[precision.main_params_dtype]
         return main + BYTES[precision.exp_avg_dtype] + BYTES[precision.exp_avg_sq_dtype]
-    return 12 + (4 if gradient_width(precision) < 4 else 0)
+    return 12
+
+
+def step_width(precision: Precision) -> int:
+    """Bytes that the optimizer's step adds for one weight, and gives back.
+
+    Of gradients below FP32 Megatron's optimizer makes an FP32 copy of its shard
+    (``_copy_model_grads_to_main_grads``), unless it is the precision-aware one.
+    """
+    return 4 if gradient_width(precision) < 4 and not precision.precision_aware_optimizer else 0
+
+
+def _optimizer_share(count: Numel, layout: Layout) -> float:
+    """Weights, by number, whose state a rank has."""
+    return _sharded(count, layout) if _shards_optimizer(layout) else count.total
 
 
 def _optimizer_bytes(count: Numel, layout: Layout, precision: Precision) -> float:
-    held = _sharded(count, layout) if _shards_optimizer(layout) else count.total
-    return optimizer_width(precision) * held
+    return optimizer_width(precision) * _optimizer_share(count, layout)
 
 
 def _activation_bytes(model: ModelShape, layout: Layout, precision: Precision, stage: int) -> float:

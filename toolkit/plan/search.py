@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from toolkit.plan.breakdown import LABELS
 from toolkit.plan.layout import is_valid, violations
 from toolkit.plan.memory import StageMemory, largest, memory_by_stage
 from toolkit.plan.shape import Layout, Recompute, Run, Sharding
@@ -109,7 +110,9 @@ def _nothing(
             memory = _fullest(run, layout, float("inf"))
             smallest = Candidate(estimator.estimate(layout), memory)
             return Found((), None, looked_at, smallest)
-    alone = replace(run.layout, tp=1, pp=1, vpp=1, cp=1, ep=1, etp=None, sequence_parallel=False)
+    given = run.layout
+    alone = Layout(given.world_size, global_batch_size=given.global_batch_size)
+    alone = replace(alone, seq_length=given.seq_length)
     tried = [*refused, *(layout for _, _, layout in unfit)] or [alone]
     told = [tuple(violations(replace(run, layout=layout))) for layout in tried]
     least = min(told, key=len)
@@ -159,7 +162,9 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
     """Layouts whose degrees divide what they must; none recomputes."""
     model, given = run.model, run.layout
     world = given.world_size
-    plain = replace(given, recompute=Recompute(), fsdp=None, optimizer_instances=1)
+    apart = world == given.tp * given.pp  # no gradients to reduce: nothing is said of overlap
+    overlap = replace(given.overlap, grad_reduce=given.overlap.grad_reduce or apart)
+    plain = replace(given, recompute=Recompute(), fsdp=None, optimizer_instances=1, overlap=overlap)
     for tp in _divisors(min(world, gpus_per_node), gpus_per_node):
         if model.num_attention_heads % tp or model.ffn_hidden_size % tp:
             continue
@@ -243,7 +248,10 @@ def _batches(layout: Layout) -> Iterator[Layout]:
         return
     for size in MICRO_BATCHES if layout.cp == 1 else (1,):  # half the cut is better than twice both
         if layout.global_batch_size % (size * layout.dp) == 0:
-            yield replace(layout, micro_batch_size=size)
+            overlap = layout.overlap
+            if layout.dp * layout.cp == 1:  # nothing to reduce, and nothing to gather
+                overlap = replace(overlap, grad_reduce=False, param_gather=False)
+            yield replace(layout, micro_batch_size=size, overlap=overlap)
 
 
 def _interleavings(layout: Layout, per_stage: int) -> Iterator[Layout]:
@@ -257,24 +265,6 @@ def _interleavings(layout: Layout, per_stage: int) -> Iterator[Layout]:
 
 def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
-
-
-LABELS = {
-    "matmul": "matrices",
-    "attention": "attention",
-    "memory": "moving bytes",
-    "recompute": "recomputation",
-    "tensor": "TP communication",
-    "context": "CP communication",
-    "expert": "EP communication",
-    "pipeline": "messages between stages",
-    "data": "DP communication",
-    "host": "waiting for kernel launches",
-    "imbalance": "uneven stages",
-    "bubble": "pipeline bubble",
-    "optimizer": "optimizer step",
-}
-"""Each part of a step, in the fewest words; "moving bytes" are norms, activations, casts."""
 
 
 def why_slower(other: Estimate, best: Estimate) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from operator import add, attrgetter
+from dataclasses import dataclass
 
 from toolkit.plan import traffic
+from toolkit.plan.breakdown import Breakdown
 from toolkit.plan.compute import (
     Kernels,
     Parts,
@@ -16,56 +16,9 @@ from toolkit.plan.compute import (
 )
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import Hardware
-from toolkit.plan.memory import gradient_width, optimizer_width, shards
+from toolkit.plan.memory import gradient_width, optimizer_width, shards, step_width
 from toolkit.plan.parameters import Numel, stage_layer_kinds, stage_numel
 from toolkit.plan.shape import Layout, ModelShape, Precision
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Seconds of a step by what they are spent on; each is of one GPU, on average."""
-
-    matmul: float = 0.0
-    attention: float = 0.0
-    memory: float = 0.0
-    """Kernels that only move bytes."""
-    recompute: float = 0.0
-    tensor: float = 0.0
-    """Communication in view, of TP; the next ones of CP, EP, PP and DP."""
-    context: float = 0.0
-    expert: float = 0.0
-    pipeline: float = 0.0
-    data: float = 0.0
-    host: float = 0.0
-    """Layers so short that the host can't issue them fast enough."""
-    imbalance: float = 0.0
-    """Waiting for the slowest stage."""
-    bubble: float = 0.0
-    """Filling and draining the pipeline."""
-    optimizer: float = 0.0
-
-    def __add__(self, other: Breakdown) -> Breakdown:
-        return Breakdown(*map(add, _values(self), _values(other)))
-
-    def __mul__(self, times: float) -> Breakdown:
-        return Breakdown(*[times * value for value in _values(self)])
-
-    def values(self) -> list[float]:
-        """The seconds, in order of the fields."""
-        return list(_values(self))
-
-    def items(self) -> list[tuple[str, float]]:
-        """Name and seconds."""
-        return list(zip(NAMES, self.values(), strict=True))
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(self.values())
-
-
-NAMES = tuple(field.name for field in fields(Breakdown))
-_values = attrgetter(*NAMES)  # a search adds up many thousands of them
 
 
 @dataclass(frozen=True)
@@ -242,7 +195,8 @@ class Estimator:
             dense = expert = 1
         held = count.dense / dense + count.expert / expert
         width = gradient_width(self.precision)
-        moved = held * (2 * optimizer_width(self.precision) + 2 * width + self.kernels.value)
+        state = optimizer_width(self.precision) + step_width(self.precision)
+        moved = held * (2 * state + 2 * width + self.kernels.value)
         moved += width * count.total
         return self.kernels.streamed(moved, 100)
 
