@@ -124,6 +124,7 @@ OTHERS = {
             "sequence_parallel": True,
             "overlap_grad_reduce": True,
             "overlap_param_gather": True,
+            "tp_comm_overlap": True,
         }
     },
     "experts": {
