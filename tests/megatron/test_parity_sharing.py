@@ -31,6 +31,7 @@ def parallel(**degrees: Any) -> dict[str, Any]:
         "expert": "expert_model_parallel_size",
         "expert_tensor": "expert_tensor_parallel_size",
         "group": "microbatch_group_size_per_vp_stage",
+        "layout": "pipeline_model_parallel_layout",
     }
     return {"parallel": {short.get(name, name): size for name, size in degrees.items()}}
 
@@ -57,6 +58,12 @@ LAYOUTS: dict[tuple[str, str], dict[str, Any]] = {
         virtual=3,
         account_for_embedding_in_pipeline_split=True,
         account_for_loss_in_pipeline_split=True,
+    ),
+    ("llama", "layout"): parallel(pipeline=2, layout="Et*3|t,L"),
+    ("gpt2", "layout-with-the-ends-alone"): parallel(pipeline=2, layout="E|t|tt||t|L"),
+    ("experts", "layout-of-lists"): parallel(
+        pipeline=2,
+        layout=[["embedding"], ["decoder"] * 3, ["decoder"], ["loss"]],
     ),
     ("llama", "groups-of-microbatches"): parallel(pipeline=2, virtual=2, group=4),
     ("llama", "overlapped-reduction"): TWO

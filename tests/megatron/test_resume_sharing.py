@@ -18,11 +18,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "data": TWO,
     "context": parallel(context=2),
     "tensor": parallel(tensor=2, sequence_parallel=True),
+    "layout": parallel(pipeline=2, layout="E|t*3||t,L"),
     "overlapped": TWO | parallel(overlap_grad_reduce=True, overlap_param_gather=True),
 }
 CHANGES = [
     ("expert", "one"), ("one", "expert"), ("expert", "data"), ("tensor", "expert"),
     ("context", "tensor"), ("overlapped", "context"),
+    ("layout", "one"), ("tensor", "layout"),
 ]  # fmt: skip
 
 

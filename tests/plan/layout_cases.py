@@ -105,6 +105,7 @@ SP = "parallel.sequence_parallel"
 FIRST = "parallel.num_layers_in_first_pipeline_stage"
 LAST = "parallel.num_layers_in_last_pipeline_stage"
 GROUP = "parallel.microbatch_group_size_per_vp_stage"
+LAYOUT = "parallel.pipeline_model_parallel_layout"
 INSTANCES = "parallel.num_distributed_optimizer_instances"
 EXPERTS = "model.num_moe_experts"
 DISPATCHER = "parallel.moe_token_dispatcher_type"
@@ -249,6 +250,84 @@ PIPELINE = [
     Case("overlapped-sends-need-interleaving", "parallel.overlap_p2p_comm",
          "only the interleaved schedule",
          {PP: 2, "parallel.overlap_p2p_comm": True}, {VPP: 2}, ranks=2),
+]  # fmt: skip
+
+LAYOUTS = [
+    Case("pipeline-layout-can-be-read", LAYOUT,
+         "'x' at position 7 of 'Et*3|tx|L': the letters are E (embedding), t (decoder layer) and L",
+         {PP: 2, LAYOUT: "Et*3|tx|L"}, {LAYOUT: "Et*3|t*5,L"}, ranks=2,
+         megatron="Invalid layer character: x"),
+    Case("pipeline-layout-can-be-read", LAYOUT, "'(' at position 1 of '(Et*4|t*4,L)': parentheses",
+         {PP: 2, LAYOUT: "(Et*4|t*4,L)"}, {LAYOUT: "E(tt)*2|t*4,L"}, ranks=2,
+         megatron="Invalid layer character"),
+    Case("pipeline-layout-can-be-read", LAYOUT, "'*' at position 3 of 'Et*|t*7,L': a number must",
+         {PP: 2, LAYOUT: "Et*|t*7,L"}, {LAYOUT: "Et|t*7,L"}, ranks=2,
+         megatron="Invalid layer character"),
+    Case("pipeline-layout-can-be-read", LAYOUT, "'decode', layer 2 of stage 0, is neither",
+         {PP: 2, "model.num_layers": 2, LAYOUT: [["embedding", "decode"], ["decoder", "loss"]]},
+         {LAYOUT: [["embedding", "decoder"], ["decoder", "loss"]]}, ranks=2,
+         megatron="decode is not a valid LayerType"),
+    Case("pipeline-layout-can-be-read", LAYOUT, "unrolls to more than 100,000",
+         {PP: 2, LAYOUT: "Et*4|t*4000000,L"}, {LAYOUT: "Et*4|t*4,L"}, ranks=2),
+    Case("pipeline-layout-stands-alone", LAYOUT,
+         "num_layers_in_first_pipeline_stage and account_for_loss_in_pipeline_split say it, too",
+         {PP: 2, LAYOUT: "Et*3|t*5,L", FIRST: 3,
+          "parallel.account_for_loss_in_pipeline_split": True},
+         {FIRST: None, "parallel.account_for_loss_in_pipeline_split": None}, ranks=2,
+         megatron="cannot beset at the same time"),
+    Case("pipeline-layout-stands-alone", LAYOUT, "account_for_loss_in_pipeline_split says it, too",
+         {PP: 2, LAYOUT: "Et*4|t*4,L", "parallel.account_for_loss_in_pipeline_split": True},
+         {"parallel.account_for_loss_in_pipeline_split": None}, ranks=2,
+         megatron="cannot be set with other pipeline layout arguments"),
+    Case("pipeline-ranks-divide-the-stages", PP,
+         "2 does not divide the 3 stages of pipeline_model_parallel_layout; the nearest are 1 or 3",
+         {PP: 2, LAYOUT: "Et*4|tt|tt,L"}, {LAYOUT: "Et*4|tt|t|t,L"}, ranks=2,
+         megatron="layout must be divisible"),
+    Case("interleaving-needs-a-pipeline", PP, "1 rank can't take the 2 stages",
+         {LAYOUT: "Et*4|t*4,L"}, {PP: 2}),
+    Case("interleaving-agrees-with-the-stages", VPP,
+         "3 parts x pipeline_model_parallel_size 2 = 6 stages, and pipeline_model_parallel_layout"
+         " has 4; set 2, or leave this out",
+         {PP: 2, VPP: 3, LAYOUT: "Et*3|tt|t|tt,L"}, {VPP: 2}, ranks=2,
+         megatron="virtual_pipeline_model_parallel_size conflicts"),
+    Case("interleaving-agrees-with-the-stages", VPP, "1 parts x pipeline_model_parallel_size 2",
+         {PP: 2, VPP: 1, LAYOUT: "Et*3|tt|t|tt,L"}, {VPP: None}, ranks=2,
+         megatron="virtual_pipeline_model_parallel_size conflicts"),
+    Case("first-stage-has-the-embedding", LAYOUT,
+         "E must come once, at the beginning of stage 0; it comes in stage 1",
+         {PP: 2, LAYOUT: "t*4|Et*4,L"}, {LAYOUT: "Et*4|t*4,L"}, ranks=2,
+         megatron="The first layer must be embedding"),
+    Case("first-stage-has-the-embedding", LAYOUT, "it comes 2 times, in stages 0 and 1",
+         {PP: 2, LAYOUT: "Et*4|Et*4,L"}, {LAYOUT: "E|t*4|t*4|L"}, ranks=2,
+         megatron="Embedding must be specified exactly once"),
+    Case("last-stage-has-the-loss", LAYOUT,
+         "L must come once, at the end of stage 1; it is missing",
+         {PP: 2, LAYOUT: "Et*4|t*4"}, {LAYOUT: "Et*4|t*4,L"}, ranks=2,
+         megatron="The last layer must be loss"),
+    Case("last-stage-has-the-loss", LAYOUT, "it stands elsewhere in stage 1",
+         {PP: 2, LAYOUT: "Et*4|ttLtt"}, {LAYOUT: "Et*4|tt|tt|L"}, ranks=2,
+         megatron="The last layer must be loss"),
+    Case("pipeline-layout-has-all-layers", LAYOUT,
+         "has 7 decoder layers (t), and num_layers is 8; add 1",
+         {PP: 2, LAYOUT: "Et*3|t*4,L"}, {LAYOUT: "Et*3|t*5,L"}, ranks=2,
+         megatron="Number of decoder layers 7must match num_layers 8"),
+    Case("pipeline-layout-has-all-layers", LAYOUT, "take out 2",
+         {PP: 2, LAYOUT: "E(tt)*3|t*4,L"}, {"model.num_layers": 10}, ranks=2,
+         megatron="Number of decoder layers 10must match num_layers 8"),
+    Case("pipeline-layout-has-no-multi-token-prediction", LAYOUT, "m stands for multi-token",
+         {PP: 2, LAYOUT: "Et*4|t*4,m,L"}, {LAYOUT: "Et*4|t*4,L"}, ranks=2,
+         megatron="Number of mtp layers"),
+    Case("every-rank-has-weights", LAYOUT, "leaves pipeline rank 1 without a layer",
+         {PP: 3, LAYOUT: "Et*4||t*4,L"}, {LAYOUT: "Et*4|t|t*3,L"}, ranks=3),
+    Case("recomputed-layers-are-there", "recompute_num_layers",
+         "6 is more than the 5 layers that a rank holds of the pipeline (they have 3 and 5); 1 to"
+         " 5",
+         {PP: 2, LAYOUT: "Et*3|t|tt|tt,L", **FULL, "recompute_num_layers": 6},
+         {"recompute_num_layers": 3}, ranks=2),
+    Case("recomputed-layers-are-there", "recompute_num_layers",
+         "uniform cuts the 2 and 4 layers of a part of the pipeline into chunks of 4",
+         {PP: 2, LAYOUT: "Et*4|tt|tt|L", **FULL, "recompute_method": "uniform",
+          "recompute_num_layers": 4}, {"recompute_num_layers": 2}, ranks=2),
 ]  # fmt: skip
 
 SEQUENCE = [
@@ -673,7 +752,7 @@ USER_BUFFERS = [
 ]  # fmt: skip
 
 CASES = [
-    *USER_BUFFERS, *RANKS, *MATRICES, *PIPELINE, *SEQUENCE, *ROUTING, *DISPATCH, *MEMORY,
+    *USER_BUFFERS, *RANKS, *MATRICES, *PIPELINE, *LAYOUTS, *SEQUENCE, *ROUTING, *DISPATCH, *MEMORY,
     *PRECISION, *HARDWARE,
 ]  # fmt: skip
 

@@ -59,7 +59,7 @@ def layout_of(config: PretrainConfig, world_size: int) -> Layout:
                 f" {what}",
                 hint="toolkit check says which layouts work",
             )
-    copies = world_size // parallel.model_parallel_size
+    copies, chunks = world_size // parallel.model_parallel_size, parallel.model_chunks
     step = config.micro_batch_size * copies
     if config.global_batch_size % step:
         raise ToolkitError(
@@ -71,7 +71,7 @@ def layout_of(config: PretrainConfig, world_size: int) -> Layout:
         world_size=world_size,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         context_parallel_size=parallel.context_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_size,

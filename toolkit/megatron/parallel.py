@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from toolkit.megatron.pipeline_layout import LayoutMistake, LayoutSetting, stages_of
 from toolkit.megatron.tensor_overlap import TensorOverlapSettings
 from toolkit.stage import Settings
 
@@ -42,6 +43,11 @@ class PipelineSettings(Settings):
     )
     account_for_loss_in_pipeline_split: bool = Field(
         default=False, description="Count the output layer and the loss as a layer, too."
+    )
+    pipeline_model_parallel_layout: LayoutSetting | None = Field(
+        default=None,
+        description="The layers of every stage in Megatron's notation, such as Et*3|(tt|)*29,L; or"
+        " as a list with a list of embedding, decoder and loss for each.",
     )
     overlap_p2p_comm: bool | None = Field(
         default=None,
@@ -148,5 +154,21 @@ class ParallelConfig(
 
     @property
     def model_chunks(self) -> int:
-        """Parts of the model on each rank: 1 without the interleaved schedule."""
-        return self.virtual_pipeline_model_parallel_size or 1
+        """Parts of the model on each rank: 1 without the interleaved schedule.
+
+        A layout's stages say it, too, where the setting is left out.
+        """
+        if self.virtual_pipeline_model_parallel_size is not None:
+            return self.virtual_pipeline_model_parallel_size
+        return max(1, len(self.layout_stages) // self.pipeline_model_parallel_size)
+
+    @property
+    def layout_stages(self) -> tuple[str, ...]:
+        """The letters of each stage of ``pipeline_model_parallel_layout``; none where there is no
+        layout, or one that can't be read, which ``toolkit check`` refuses."""
+        if self.pipeline_model_parallel_layout is None:
+            return ()
+        try:
+            return stages_of(self.pipeline_model_parallel_layout)
+        except LayoutMistake:
+            return ()

@@ -79,7 +79,8 @@ def build_training(
     for model in models:
         model.config.calculate_per_token_loss = packed
     initialize_weights(models, config.model, seed)
-    chunks = [_with_gradients(config, layout, model, n > 0) for n, model in enumerate(models)]
+    gpu = device.type == "cuda"
+    chunks = [_with_gradients(config, layout, model, n > 0, gpu) for n, model in enumerate(models)]
     precision = precision_on(config, device)
     optimizer = build_optimizer(config, chunks, precision)
     for model in models:
@@ -118,10 +119,10 @@ def build_chunks(config: PretrainConfig, device: torch.device, vocab_size: int) 
 
 
 def _with_gradients(
-    config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool
+    config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool, gpu: bool
 ) -> DistributedDataParallel:
     """Wrap a chunk with the contiguous gradient buffers that are reduced over DP ranks."""
-    parallel, gpu = config.parallel, next(model.parameters()).is_cuda
+    parallel = config.parallel
     overlap = parallel.overlap_grad_reduce
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=config.grad_reduce_in_fp32,

@@ -178,7 +178,8 @@ def _model_keys(models: Sequence[GPTModel]) -> list[str]:
 
 def _set_weights(models: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
     for key, model in zip(_model_keys(models), models, strict=True):
-        result = model.load_state_dict(loaded[key], strict=False)
+        # A chunk of no layers has no weights, and what is loaded then lacks its key.
+        result = model.load_state_dict(loaded.get(key, {}), strict=False)
         missing = [k for k in result.missing_keys if not k.endswith(EXTRA_STATE)]
         if missing or result.unexpected_keys:
             raise ToolkitError(

@@ -147,6 +147,7 @@ def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
         "num_layers_in_last_pipeline_stage",
         "account_for_embedding_in_pipeline_split",
         "account_for_loss_in_pipeline_split",
+        "pipeline_model_parallel_layout",
         "overlap_moe_expert_parallel_comm",
         "delay_wgrad_compute",
         "tp_comm_overlap",
@@ -155,7 +156,11 @@ def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
         "tp_comm_overlap_rs_dgrad",
         "tp_comm_bootstrap_backend",
     )
-    interleaved = parallel.model_chunks > 1
+    chunks = parallel.model_chunks
+    interleaved = chunks > 1
+    # Without a word on it, megatron-core takes the number of chunks from a layout's stages; the
+    # groups and the schedule would then be those of another number.
+    told = interleaved or len(parallel.layout_stages) > parallel.pipeline_model_parallel_size
     # The interleaved schedule's batches send both ways between a pair of ranks, and two of them mix
     # up which is which. One by one the messages are ordered; on a GPU they overlap with the work
     # (gloo would send from memory that is free again by then).
@@ -163,7 +168,7 @@ def _layout(parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
         interleaved and gpu if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm
     )
     return {name: getattr(parallel, name) for name in common} | {
-        "virtual_pipeline_model_parallel_size": parallel.model_chunks if interleaved else None,
+        "virtual_pipeline_model_parallel_size": chunks if told else None,
         "microbatch_group_size_per_vp_stage": parallel.microbatch_group_size_per_vp_stage,
         "cp_comm_type": parallel.cp_comm_type if parallel.context_parallel_size > 1 else None,
         "hierarchical_context_parallel_sizes": parallel.hierarchical_context_parallel_sizes,

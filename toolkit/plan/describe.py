@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toolkit.megatron.config import ModelConfig, ParallelConfig, PretrainConfig
+from toolkit.megatron.pipeline_layout import LayoutMistake, LayoutSetting, stages_of
 from toolkit.plan.shape import (
     Layout,
     Machine,
@@ -97,6 +98,7 @@ def model_shape(model: ModelConfig, vocab_size: int | None = None) -> ModelShape
 def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
     """A layout with its defaults filled in, those of a GPU where they differ."""
     parallel = config.parallel
+    stages, mistake = _stages(parallel.pipeline_model_parallel_layout)
     return Layout(
         world_size=world_size,
         tp=parallel.tensor_model_parallel_size,
@@ -113,6 +115,8 @@ def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
         last_stage_layers=parallel.num_layers_in_last_pipeline_stage,
         account_for_embedding=parallel.account_for_embedding_in_pipeline_split,
         account_for_loss=parallel.account_for_loss_in_pipeline_split,
+        stages=stages,
+        stages_mistake=mistake,
         micro_batch_size=config.micro_batch_size,
         global_batch_size=config.global_batch_size,
         seq_length=config.sequence,
@@ -131,6 +135,17 @@ def precision_of(config: PretrainConfig) -> Precision:
         precision_aware_optimizer=config.use_precision_aware_optimizer,
         **{name: getattr(config, name) for name in SAME_IN_PRECISION},
     )
+
+
+def _stages(layout: LayoutSetting | None) -> tuple[tuple[str, ...], str | None]:
+    """The letters of a layout's stages, or why it can't be read."""
+    if layout is None:
+        return (), None
+    try:
+        stages = stages_of(layout)
+    except LayoutMistake as mistake:
+        return (), str(mistake)
+    return stages, None if stages else "holds no stage"
 
 
 def _recompute(config: PretrainConfig) -> Recompute:

@@ -130,6 +130,10 @@ class Layout:
     account_for_embedding: bool = False
     """``account_for_embedding_in_pipeline_split``: the embedding counts as a layer."""
     account_for_loss: bool = False
+    stages: tuple[str, ...] = ()
+    """Of ``pipeline_model_parallel_layout`` the letters of each stage, ``("Ett", "tt", "L")``."""
+    stages_mistake: str | None = None
+    """Why there are none, where the layout can't be read."""
     micro_batch_size: int = 1
     global_batch_size: int = 1
     seq_length: int = 2048
@@ -168,6 +172,11 @@ class Layout:
     def expert_dp(self) -> int:
         """Copies of each expert; rounded down where it does not divide."""
         return self.world_size // self.expert_model_parallel_size
+
+    @property
+    def has_own_stages(self) -> bool:
+        """Whether a ``pipeline_model_parallel_layout`` says which stage has which layers."""
+        return bool(self.stages) or self.stages_mistake is not None
 
     @property
     def num_microbatches(self) -> int:
@@ -230,6 +239,8 @@ def stage_layers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ..
     Follows ``get_num_layers_to_build`` (``transformer_block.py``). Only for layouts that the rules
     accept: where something does not divide, the quotients are rounded down.
     """
+    if layout.stages and len(layout.stages) == layout.pp * layout.vpp:
+        return _counted(layout.stages, layout.pp)
     return _split(
         model.num_layers,
         layout.pp,
@@ -237,6 +248,13 @@ def stage_layers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ..
         (layout.first_stage_layers, layout.last_stage_layers),
         (layout.account_for_embedding, layout.account_for_loss),
     )
+
+
+@lru_cache(maxsize=256)
+def _counted(stages: tuple[str, ...], pp: int) -> tuple[tuple[int, ...], ...]:
+    """The decoder layers of each stage; stage after stage goes round the ranks."""
+    counts = [stage.count("t") for stage in stages]
+    return tuple(tuple(counts[rank::pp]) for rank in range(pp))
 
 
 @lru_cache(maxsize=4096)

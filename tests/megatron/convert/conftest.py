@@ -63,6 +63,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Path) 
                 "folder": str(folder / "iter_0000007"),
                 "model": shape,
                 "chunks": 2 if name == "interleaved" else 1,
+                "layout": "Et*3|t,L" if name == "gpt2-untied" else None,
                 "vocab_size": VOCABULARY,
                 "dtype": "bfloat16" if name == "bf16" else "float32",
             }

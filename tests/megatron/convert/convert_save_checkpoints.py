@@ -1,6 +1,7 @@
 """Run on every rank: saves Megatron checkpoints with known weights at TP=2 x PP=2.
 
-``convert_save_checkpoints.py JOBS.json``: a list of {folder, model, chunks, vocab_size, dtype}.
+``convert_save_checkpoints.py JOBS.json``: a list of {folder, model, chunks, layout, vocab_size,
+dtype}.
 Each weight's values follow from its name in the checkpoint alone, so that they are the same at
 every layout, norms and biases included (whose initial ones and zeros would hide a mix-up).
 
@@ -50,6 +51,7 @@ def save(job: dict[str, Any]) -> None:
         tensor_model_parallel_size=2,
         pipeline_model_parallel_size=2,
         virtual_pipeline_model_parallel_size=count if count > 1 else None,
+        pipeline_model_parallel_layout=job["layout"],
     )
     rank, state = parallel_state.get_pipeline_model_parallel_rank(), {}
     for number in range(count):

@@ -28,4 +28,5 @@ SHAPES: dict[str, dict[str, Any]] = {
     "interleaved": LLAMA,
     "bf16": LLAMA,
 }
-"""Name of a checkpoint to its model; all at TP=2 x PP=2, ``interleaved`` also at VPP=2."""
+"""Name of a checkpoint to its model; all at TP=2 x PP=2, ``interleaved`` also at VPP=2,
+``gpt2-untied`` with uneven stages."""

@@ -45,16 +45,18 @@ def recomputed_layers_are_there(run: Run) -> Found:
     uniform = recompute.method == "uniform"
     sizes = {layers for rank in ranks for layers in (rank if uniform else (sum(rank),)) if layers}
     most = max(sizes, default=0)
+    counts = " and ".join(str(size) for size in sorted(sizes))
     if number > most > 0:
         part, parts = (" in one part", f" / parts {run.layout.vpp}") if uniform else ("", "")
         valid = the_nearest_divisors(number, *sizes) if uniform else f"1 to {most}"
+        held = f"num_layers {run.model.num_layers} / pipeline {run.layout.pp}{parts}"
+        held = held if len(sizes) == 1 else f"they have {counts}"
         yield (
             "recompute_num_layers",
             f"{number} is more than the {most} layers that a rank holds{part} of the pipeline"
-            f" (num_layers {run.model.num_layers} / pipeline {run.layout.pp}{parts}); {valid}",
+            f" ({held}); {valid}",
         )
     elif uniform and any(layers % number for layers in sizes) and not has_megatron(run, "0.19"):
-        counts = " and ".join(str(size) for size in sorted(sizes))
         yield (
             "recompute_num_layers",
             f"uniform cuts the {counts} layers of a part of the pipeline into chunks of {number},"

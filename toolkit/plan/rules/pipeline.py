@@ -22,6 +22,9 @@ GROUP = "parallel.microbatch_group_size_per_vp_stage"
 
 
 def _uneven(layout: Layout) -> bool:
+    """Whether the two ends have layers of their own number; a layout leaves nothing to them."""
+    if layout.has_own_stages:
+        return False
     return layout.first_stage_layers is not None or layout.last_stage_layers is not None
 
 
@@ -45,7 +48,13 @@ def _middle(run: Run) -> tuple[int, int]:
 @RULES.rule("parallel_state.py: initialize_model_parallel")
 def interleaving_needs_a_pipeline(run: Run) -> Found:
     """VPP > 1 with PP 1."""
-    if run.layout.vpp > 1 and run.layout.pp == 1:
+    if run.layout.vpp > 1 and run.layout.pp == 1 and run.layout.stages:
+        yield (
+            PP,
+            f"1 rank can't take the {len(run.layout.stages)} stages of"
+            " pipeline_model_parallel_layout in turns; set 2 or more, or leave the layout out",
+        )
+    elif run.layout.vpp > 1 and run.layout.pp == 1:
         yield (
             VPP,
             f"{run.layout.vpp} parts interleave on the ranks of a pipeline, and"
@@ -57,7 +66,9 @@ def interleaving_needs_a_pipeline(run: Run) -> Found:
 def pipeline_divides_the_layers(run: Run) -> Found:
     """(layers, +1 for the embedding, +1 for the loss) % PP."""
     total, words = _counted(run)
-    if not _uneven(run.layout) and total % run.layout.pp:
+    if _uneven(run.layout) or run.layout.has_own_stages:
+        return
+    if total % run.layout.pp:
         sum_ = f"{words} = {total}" if "+" in words else words
         yield (
             PP,
@@ -69,7 +80,7 @@ def pipeline_divides_the_layers(run: Run) -> Found:
 def interleaving_divides_the_layers_of_a_rank(run: Run) -> Found:
     """(layers / PP) % VPP."""
     layout, (total, words) = run.layout, _counted(run)
-    if layout.pp == 1 or _uneven(layout) or total % layout.pp:
+    if layout.pp == 1 or _uneven(layout) or layout.has_own_stages or total % layout.pp:
         return
     per_rank = total // layout.pp
     if per_rank % layout.vpp:
@@ -119,7 +130,7 @@ def uneven_stages_leave_layers_to_the_middle(run: Run) -> Found:
 def interleaving_divides_uneven_stages(run: Run) -> Found:
     """first % VPP, last % VPP, and the layers of each rank between % VPP."""
     layout, vpp = run.layout, run.layout.vpp
-    if layout.pp == 1:
+    if layout.pp == 1 or layout.has_own_stages:
         return
     for key, layers in ((FIRST, layout.first_stage_layers), (LAST, layout.last_stage_layers)):
         if layers is not None and layers % vpp:
