@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions import fused_cross_entropy
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 from pretrain_runs import GPT2, LLAMA, VOCAB
 
 from toolkit.errors import ToolkitError
+from toolkit.megatron import fusions
 from toolkit.megatron import transformer as built
 from toolkit.megatron.config import ModelConfig, ParallelConfig
 from toolkit.megatron.distributed import process_groups
@@ -22,14 +26,22 @@ GPU = torch.device("cuda", 0)
 
 
 def on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any], **numerics: Any
+    monkeypatch: pytest.MonkeyPatch,
+    shape: dict[str, Any],
+    installed: tuple[str, ...] = ("transformer_engine",),
+    parallel: dict[str, Any] | None = None,
+    **numerics: Any,
 ) -> dict[str, Any]:
     """What megatron-core would be given on a GPU; it must know every name of it."""
-    monkeypatch.setattr(built, "_have", lambda module: module == "transformer_engine")
+    for place in (built, fusions):
+        monkeypatch.setattr(place, "have", lambda module: module in installed)
     monkeypatch.setattr(built, "TransformerConfig", lambda **given: given)
     model = ModelConfig.model_validate(shape)
     given: dict[str, Any] = transformer_config(
-        model, ParallelConfig(), NumericsSettings.model_validate(numerics), GPU
+        model,
+        ParallelConfig.model_validate(parallel or {}),
+        NumericsSettings.model_validate(numerics),
+        GPU,
     )
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     assert given.keys() <= known
@@ -66,11 +78,80 @@ def test_the_exact_gelu_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not given["bias_activation_fusion"]
 
 
+def test_what_is_asked_of_the_kernels_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = on_a_gpu(monkeypatch, LLAMA)
+    assert plain["cross_entropy_loss_fusion"] and plain["bias_dropout_fusion"]
+    assert plain["attention_backend"] is AttnBackend.auto
+    assert not plain["gradient_accumulation_fusion"]  # there is no apex
+    given = on_a_gpu(
+        monkeypatch,
+        GPT2,
+        attention_backend="fused",
+        bias_activation_fusion=False,
+        cross_entropy_fusion_impl="te",
+    )
+    assert given["attention_backend"] is AttnBackend.fused
+    assert given["cross_entropy_fusion_impl"] == "te"
+    values = torch.linspace(-3, 3, 100)  # not fused, it is still the approximation
+    assert torch.equal(given["activation_func"](values), F.gelu(values, approximate="tanh"))
+    apex = ("transformer_engine", "fused_weight_gradient_mlp_cuda")
+    assert on_a_gpu(monkeypatch, LLAMA, apex)["gradient_accumulation_fusion"]
+    off = on_a_gpu(monkeypatch, LLAMA, apex, gradient_accumulation_fusion=False)
+    assert not off["gradient_accumulation_fusion"]
+
+
+def test_fused_losses_are_for_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """megatron-core's rounds the logits' gradient to BF16, whatever the weights are in."""
+    for precision, fused in (("fp32", False), ("fp16", False), ("bf16", True)):
+        given = on_a_gpu(monkeypatch, LLAMA, precision=precision)
+        assert given["cross_entropy_loss_fusion"] is fused
+    logits = torch.randn(4, 2, 50, requires_grad=True)
+    with process_groups(ParallelConfig()):
+        group = parallel_state.get_tensor_model_parallel_group()
+        target = torch.randint(50, (4, 2))
+        loss = fused_cross_entropy._VocabParallelCrossEntropy.apply(logits, target, group)
+        loss.sum().backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, logits.grad.bfloat16().float())
+
+
+def test_grouped_experts_with_biases_have_no_dropout_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experts = {**GPT2, "num_moe_experts": 4}
+    assert on_a_gpu(monkeypatch, experts)["bias_dropout_fusion"]
+    grouped = on_a_gpu(monkeypatch, experts, parallel={"moe_grouped_gemm": True})
+    assert not grouped["bias_dropout_fusion"]
+
+
+@pytest.mark.parametrize(
+    ("numerics", "says"),
+    [
+        ({"attention_backend": "flash"}, "attention_backend: flash needs a GPU"),
+        ({"apply_rope_fusion": True}, "apply_rope_fusion: true needs a GPU"),
+        ({"gradient_accumulation_fusion": True}, "gradient_accumulation_fusion: true needs a GPU"),
+    ],
+)
+def test_kernels_of_gpus_are_refused_on_cpus(numerics: dict[str, Any], says: str) -> None:
+    model = ModelConfig.model_validate(LLAMA)
+    with pytest.raises(ToolkitError, match=says):
+        transformer_config(model, ParallelConfig(), NumericsSettings.model_validate(numerics))
+    local = NumericsSettings(attention_backend="local", apply_rope_fusion=False)
+    assert not transformer_config(model, ParallelConfig(), local).apply_rope_fusion
+
+
+def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ToolkitError, match="fused_weight_gradient_mlp_cuda is not installed"):
+        on_a_gpu(monkeypatch, LLAMA, gradient_accumulation_fusion=True)
+    with pytest.raises(ToolkitError, match="attention_backend: local"):
+        on_a_gpu(monkeypatch, LLAMA, attention_backend="local")
+
+
 def test_what_this_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig.model_validate(LLAMA)
     with pytest.raises(ToolkitError, match="fp8: hybrid needs a GPU"):
         transformer_config(model, ParallelConfig(), NumericsSettings(fp8="hybrid"))
-    monkeypatch.setattr(built, "_have", lambda module: False)
+    monkeypatch.setattr(built, "have", lambda module: False)
     with pytest.raises(ToolkitError, match="TransformerEngine is not installed"):
         transformer_config(model, ParallelConfig(), NumericsSettings(), GPU)
 

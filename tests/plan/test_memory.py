@@ -12,8 +12,8 @@ from plan_shapes import FP8, preset
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.activations import chunks_in_flight, layer_bytes
 from toolkit.plan.describe import run_of
-from toolkit.plan.memory import StageMemory, largest, memory_by_stage, with_padding
-from toolkit.plan.shape import Layout, ModelShape, Precision, Recompute
+from toolkit.plan.memory import StageMemory, largest, logits_bytes, memory_by_stage, with_padding
+from toolkit.plan.shape import Fusions, Layout, ModelShape, Precision, Recompute
 
 MIB = 2**20
 SELECTIVE = Recompute(granularity="selective")
@@ -103,6 +103,33 @@ def test_a_layer_of_gpt_keeps_34_bytes_a_token_and_hidden_unit() -> None:
     both = replace(sharded, sequence_parallel=True)
     kept = layer_bytes(GPT, both, Precision(), moe=False) - statistics / 8
     assert kept == 34 / 8 * 2048 * 1024
+
+
+def test_unfused_attention_keeps_its_scores_unless_they_are_recomputed() -> None:
+    """Korthikanti et al. 2022, table 2: s b h (34 + 5 a s / h) at TP 1, and 34 when recomputed."""
+    gpt = preset("gpt3-175b", hidden_dropout=0.1, attention_dropout=0.1)
+    layout = Layout(seq_length=2048, fusions=Fusions(attention_backend="unfused"))
+    whole = layer_bytes(gpt, layout, Precision(), moe=False)
+    unit = 2048 * gpt.hidden_size
+    scores = 5 * gpt.num_attention_heads * 2048 / gpt.hidden_size
+    assert whole / unit == pytest.approx(34 + scores, rel=0.02)
+    again = replace(layout, recompute=SELECTIVE)
+    assert layer_bytes(gpt, again, Precision(), moe=False) / unit == pytest.approx(34, rel=0.02)
+    cut = replace(layout, tp=8, sequence_parallel=True)
+    assert layer_bytes(gpt, cut, Precision(), moe=False) == pytest.approx(whole / 8, rel=0.01)
+    fused = memory_by_stage(gpt, replace(again, fusions=Fusions()), Precision())[0].temporary
+    assert memory_by_stage(gpt, again, Precision())[0].temporary > fused
+
+
+def test_a_loss_in_the_logits_has_no_copy_in_fp32() -> None:
+    model = preset("llama-3-8b")
+    layout = Layout(seq_length=8192, micro_batch_size=2)
+    copy = logits_bytes(model, layout, Precision())
+    inside = Fusions(cross_entropy=True, cross_entropy_impl="te")
+    saved = copy - logits_bytes(model, replace(layout, fusions=inside), Precision())
+    assert saved == 4 * 2 * 8192 * 128256
+    apart = replace(layout, fusions=Fusions(cross_entropy=False))
+    assert logits_bytes(model, apart, Precision()) == copy
 
 
 def test_less_is_kept_the_more_is_recomputed() -> None:

@@ -5,6 +5,7 @@ rows; the rows in BF16 were not looked at for it.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from plan_shapes import FP8, H100, PRESETS, preset, published
@@ -26,7 +27,7 @@ from toolkit.megatron.flops import flops_per_token as trained_flops
 from toolkit.pipeline.source import read_yaml
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import GPUS, Hardware, find_gpu
-from toolkit.plan.shape import Layout, ModelShape, Precision, Recompute
+from toolkit.plan.shape import Fusions, Layout, ModelShape, Precision, Recompute
 from toolkit.plan.throughput import Estimate, Estimator
 
 
@@ -107,6 +108,22 @@ def test_overlap_hides_communication() -> None:
     assert (
         estimate("llama-3-70b", shown).spent.tensor > estimate("llama-3-70b", layout).spent.tensor
     )
+
+
+def test_kernels_that_are_not_fused_move_more_bytes() -> None:
+    layout = published(8, 128, 8192)
+
+    def seconds(precision: Precision = BF16, **fusions: Any) -> float:
+        changed = replace(layout, fusions=Fusions(**fusions))
+        return estimate("llama-3-8b", changed, precision).step_seconds
+
+    plain = seconds()
+    assert seconds(cross_entropy=True) == seconds(attention_backend="flash") == plain
+    assert seconds(cross_entropy_impl="te") < plain < seconds(cross_entropy=False)
+    assert plain < seconds(gradient_accumulation=False) < 1.05 * plain
+    assert 1.5 * plain < seconds(attention_backend="unfused") < 5 * plain
+    half = replace(BF16, weights="fp16")  # there the loss is not fused
+    assert seconds(half) == seconds(half, cross_entropy=False) > seconds(half, cross_entropy=True)
 
 
 @pytest.mark.parametrize("seq_length", [128, 8192])

@@ -94,6 +94,11 @@ class ExpertParallelSettings(Settings):
     moe_permute_fusion: bool = Field(
         default=False, description="Sort tokens by expert in one kernel (TransformerEngine 2.1)."
     )
+    moe_router_fusion: bool = Field(
+        default=False,
+        description="Choose experts, and find the balancing loss, in one kernel (TransformerEngine"
+        " 2.7).",
+    )
     moe_shared_expert_overlap: bool = Field(
         default=False, description="Run the shared experts while tokens travel."
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.data.pack.config import SPLIT, Shares, shares
+from toolkit.megatron.kernels import KernelSettings
 from toolkit.stage import Operational, Reference, Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -15,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 RecomputeModule = Literal["core_attn", "moe_act", "layernorm", "mlp", "moe", "shared_experts"]
 
 
-class NumericsSettings(Settings):
+class NumericsSettings(KernelSettings):
     """Number formats, and what is computed twice to save memory."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -40,6 +41,9 @@ class NumericsSettings(Settings):
     )
     fp8_param: bool = Field(
         default=False, description="Keep the weights in FP8, too, and gather them so."
+    )
+    fp8_dot_product_attention: bool = Field(
+        default=False, description="Run attention in FP8, too (cuDNN's kernels)."
     )
     first_last_layers_bf16: bool = Field(
         default=False, description="Leave the first and the last layers in BF16."

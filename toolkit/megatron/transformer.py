@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from toolkit.errors import ToolkitError
 from toolkit.megatron.config import ModelConfig, ParallelConfig
 from toolkit.megatron.experts import ExpertSettings
+from toolkit.megatron.fusions import fused_kernels, gpu_kernels, have
 from toolkit.megatron.settings import NumericsSettings
 
 MODEL = frozenset(ExpertSettings.model_fields)
@@ -22,6 +19,7 @@ MOE_KERNELS = (
     "moe_token_dispatcher_type",
     "moe_grouped_gemm",
     "moe_permute_fusion",
+    "moe_router_fusion",
     "moe_shared_expert_overlap",
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,7 +51,7 @@ def transformer_config(
     gpu = device.type == "cuda"
     if not gpu:
         _refuse_on_cpu(parallel, numerics)
-    elif not _have("transformer_engine"):
+    elif not have("transformer_engine"):
         raise ToolkitError(
             "TransformerEngine is not installed: on GPUs the layers are its modules",
             hint="use the GPU image, or pip install megatron-toolkit[gpu]",
@@ -65,7 +63,8 @@ def transformer_config(
         **_experts(model, parallel, gpu),
         **_recompute(numerics),
         **_low_precision(numerics),
-        **_kernels(model, parallel, gpu),
+        **fused_kernels(model, parallel, numerics, precision, gpu=gpu),
+        deallocate_pipeline_outputs=parallel.pipeline_model_parallel_size > 1,
         params_dtype=DTYPES[precision],
         pipeline_dtype=DTYPES[precision],
         bf16=precision == "bf16",
@@ -99,9 +98,11 @@ def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None
         "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
         "parallel.moe_grouped_gemm": parallel.moe_grouped_gemm,
         "parallel.moe_permute_fusion": parallel.moe_permute_fusion,
+        "parallel.moe_router_fusion": parallel.moe_router_fusion,
         "parallel.moe_token_dispatcher_type: flex": parallel.moe_token_dispatcher_type == "flex",
         "parallel.moe_shared_expert_overlap": parallel.moe_shared_expert_overlap,
         "parallel.overlap_moe_expert_parallel_comm": parallel.overlap_moe_expert_parallel_comm,
+        **gpu_kernels(numerics),
     }
     found = [name for name, needed in asked.items() if needed]
     if found:
@@ -212,6 +213,7 @@ def _low_precision(numerics: NumericsSettings) -> dict[str, Any]:
         "fp8",
         "fp8_recipe",
         "fp8_param",
+        "fp8_dot_product_attention",
         "fp8_margin",
         "fp8_amax_history_len",
         "fp8_amax_compute_algo",
@@ -221,40 +223,6 @@ def _low_precision(numerics: NumericsSettings) -> dict[str, Any]:
     return {name: getattr(numerics, name) for name in names} if asked else {}
 
 
-def _kernels(model: ModelConfig, parallel: ParallelConfig, gpu: bool) -> dict[str, Any]:
-    """The activation and the fused kernels: all of them on a GPU, none on a CPU."""
-    activation, fused = _activation(model)
-    return {
-        "activation_func": F.gelu if gpu and fused and activation is not F.silu else activation,
-        "bias_activation_fusion": gpu and fused,
-        "bias_dropout_fusion": gpu,
-        "apply_rope_fusion": gpu and model.position_embedding_type == "rope",
-        "cross_entropy_loss_fusion": gpu,
-        "gradient_accumulation_fusion": gpu and _have("fused_weight_gradient_mlp_cuda"),
-        "transformer_impl": "transformer_engine" if gpu else "local",
-        "masked_softmax_fusion": False,
-        "persist_layer_norm": False,
-        "deallocate_pipeline_outputs": parallel.pipeline_model_parallel_size > 1,
-    }
-
-
-def _activation(model: ModelConfig) -> tuple[Callable[..., Tensor], bool]:
-    """The activation, and whether megatron-core has a kernel that fuses it with the bias.
-
-    Its fused GELU is the tanh approximation, and asks for a bias (``fusions/fused_bias_gelu.py``).
-    """
-    if model.activation_func == "silu":
-        return F.silu, model.gated_linear_unit
-    if model.activation_func == "gelu":
-        return F.gelu, False
-    fused = model.gated_linear_unit or model.add_bias_linear
-    return functools.partial(F.gelu, approximate="tanh"), fused
-
-
 def _leave(weight: Tensor) -> Tensor:
     """Megatron's initialization, left out."""
     return weight
-
-
-def _have(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

@@ -1,9 +1,10 @@
 """What a layer keeps of its forward pass for its backward pass, and how often it is kept at once.
 
 The terms are those of Korthikanti et al. 2022 (arXiv:2205.05198, section 4), counted for today's
-kernels: attention is TransformerEngine's fused one, which keeps its output and one number a row and
-no matrix of scores; the inputs of FP8 matrices are kept in FP8; grouped queries and gated MLPs keep
-what they have. For GPT-3 with dropout this is the paper's 34 bytes a token and hidden unit.
+kernels: attention, unless it is to be unfused, is a fused one, which keeps its output and one
+number a row and no matrix of scores; the inputs of FP8 matrices are kept in FP8; grouped queries
+and gated MLPs keep what they have. For GPT-3 with dropout this is the paper's 34 bytes a token and
+hidden unit.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def layer_bytes(model: ModelShape, layout: Layout, precision: Precision, *, moe:
     tokens = tokens_per_rank(layout)
     kept = _norms(model, formats, modules) / norm_share(layout)
     kept += _attention(model, formats) / layout.tp
+    if not recomputes_attention(layout):
+        kept += score_bytes(model, layout, formats.value) / layout.tp
     if not moe:
         kept += _mlp(model, formats, model.ffn_hidden_size, "mlp" in modules) / layout.tp
         return kept * tokens
@@ -86,6 +89,25 @@ def _attention(model: ModelShape, formats: Formats) -> float:
     if formats.matrix_input != formats.value:
         output += formats.matrix_input * query  # the projection keeps a smaller copy of its own
     return inputs + output + 4 * model.num_attention_heads
+
+
+def recomputes_attention(layout: Layout) -> bool:
+    """Whether the backward pass computes the attention of a layer again, and that alone."""
+    recompute = layout.recompute
+    return recompute.granularity == "selective" and "core_attn" in (
+        recompute.modules or ("core_attn",)
+    )
+
+
+def score_bytes(model: ModelShape, layout: Layout, width: float) -> float:
+    """Bytes of a token's scores in all heads, which unfused attention keeps and the others don't.
+
+    The softmax and, with dropout, its mask and output: Korthikanti et al. 2022, section 4.1.
+    """
+    if layout.fusions.attention_backend != "unfused":
+        return 0.0
+    each = width + (1 + width if model.attention_dropout else 0)
+    return each * model.num_attention_heads * layout.seq_length
 
 
 def _mlp(model: ModelShape, formats: Formats, inner: int, recomputed: bool) -> float:

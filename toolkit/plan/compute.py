@@ -15,6 +15,7 @@ from toolkit.plan.hardware import (
     ATTENTION_BACKWARD,
     CAST_BYTES,
     LOSS_BYTES,
+    SCORE_PASSES,
     TILE,
     Hardware,
 )
@@ -120,7 +121,9 @@ class Kernels:
         )
 
     def attention(self, model: ModelShape, layout: Layout) -> Seconds:
-        """Fused causal attention over rows of ``seq_length``, cut by CP in balanced parts."""
+        """Causal attention over rows of ``seq_length``, cut by CP in balanced parts."""
+        if layout.fusions.attention_backend == "unfused":
+            return self._unfused_attention(model, layout)
         gpu, tuning = self.hardware.gpu, self.hardware.tuning
         chunk = layout.seq_length / (2 * layout.cp if layout.cp > 1 else 1)
         share = chunk / (chunk + tuning.attention_short)
@@ -132,6 +135,15 @@ class Kernels:
             operations / (gpu.attention[0] * share),
             ATTENTION_BACKWARD * operations / (gpu.attention[1] * share),
         )
+
+    def _unfused_attention(self, model: ModelShape, layout: Layout) -> Seconds:
+        """Two matrix products of whole rows, and kernels that move the scores between them."""
+        tokens, row = tokens_per_rank(layout), layout.seq_length
+        heads, size = model.num_attention_heads / layout.tp, model.kv_channels
+        product = heads * layout.micro_batch_size * self.matmul(row, size, row, low=False)
+        matrix = self.value * heads * row * tokens
+        ahead, back = (self.streamed(passes * matrix, passes) for passes in SCORE_PASSES)
+        return Seconds(2 * product + ahead, 4 * product + back)
 
     def streamed(self, moved: float, kernels: int) -> float:
         """Seconds in which kernels move bytes."""
@@ -262,14 +274,25 @@ def _mlp_memory(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: boo
 def _accumulation(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: bool) -> float:
     """Each microbatch reads and writes the main gradients of the layer's matrices."""
     linear = numel(layer_weights(model, layout, moe=moe)).linear
-    return kernels.streamed(2 * gradient_width(kernels.precision) * linear, 0)
+    width = gradient_width(kernels.precision)
+    if layout.fusions.gradient_accumulation is False:
+        width += kernels.value  # written by one kernel and read by another
+    return kernels.streamed(2 * width * linear, 0)
+
+
+def _loss(kernels: Kernels, layout: Layout) -> str:
+    """The implementation of the loss, the default filled in."""
+    fused = layout.fusions.cross_entropy
+    if fused is None:
+        fused = kernels.precision.weights == "bf16"
+    return layout.fusions.cross_entropy_impl if fused else "unfused"
 
 
 def output_parts(kernels: Kernels, model: ModelShape, layout: Layout) -> Parts:
     """The output layer, in 16 bits, and the loss."""
     tokens = tokens_per_rank(layout)
     rows = model.padded_vocab_size(layout.tp) / layout.tp
-    moved = LOSS_BYTES * rows * tokens
+    moved = LOSS_BYTES[_loss(kernels, layout)] * rows * tokens
     memory = Seconds(kernels.streamed(moved / 2, 4), kernels.streamed(moved / 2, 2))
     gradients = 2 * gradient_width(kernels.precision) * rows * model.hidden_size
     memory += Seconds(0.0, kernels.streamed(gradients, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from toolkit.megatron.config import ModelConfig, ParallelConfig, PretrainConfig
 from toolkit.megatron.pipeline_layout import LayoutMistake, LayoutSetting, stages_of
 from toolkit.plan.shape import (
+    Fusions,
     Layout,
     Machine,
     ModelShape,
@@ -22,6 +23,7 @@ SAME_IN_MODEL = (
     "max_position_embeddings",
     "make_vocab_size_divisible_by",
     "gated_linear_unit",
+    "activation_func",
     "add_bias_linear",
     "add_qkv_bias",
     "qk_layernorm",
@@ -30,6 +32,7 @@ SAME_IN_MODEL = (
     "rotary_percent",
     "untie_embeddings_and_output_weights",
     "hidden_dropout",
+    "attention_dropout",
     "num_moe_experts",
     "moe_router_topk",
     "moe_shared_expert_intermediate_size",
@@ -47,6 +50,7 @@ SAME_IN_MODEL = (
 SAME_IN_PRECISION = (
     "fp8",
     "fp8_recipe",
+    "fp8_dot_product_attention",
     "fp8_param",
     "fp4",
     "fp4_recipe",
@@ -125,6 +129,7 @@ def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
         recompute=_recompute(config),
         overlap=_overlap(parallel, world_size),
         moe=_moe_kernels(parallel),
+        fusions=_fusions(config),
     )
 
 
@@ -177,5 +182,18 @@ def _moe_kernels(parallel: ParallelConfig) -> MoeKernels:
         token_dispatcher=parallel.moe_token_dispatcher_type,
         grouped_gemm=parallel.moe_grouped_gemm,
         permute_fusion=parallel.moe_permute_fusion,
+        router_fusion=parallel.moe_router_fusion,
         shared_expert_overlap=parallel.moe_shared_expert_overlap,
+    )
+
+
+def _fusions(config: PretrainConfig) -> Fusions:
+    return Fusions(
+        attention_backend=config.attention_backend,
+        bias_activation=config.bias_activation_fusion,
+        bias_dropout=config.bias_dropout_fusion,
+        rope=config.apply_rope_fusion,
+        gradient_accumulation=config.gradient_accumulation_fusion,
+        cross_entropy=config.cross_entropy_loss_fusion,
+        cross_entropy_impl=config.cross_entropy_fusion_impl,
     )

@@ -186,8 +186,13 @@ products (FlashAttention-2, section 3.1)."""
 CAST_BYTES = {"delayed": 2, "tensorwise": 6, "blockwise": 4, "mxfp8": 4}
 """Bytes moved to make an FP8 element, as it is and transposed: written by the kernel before
 (delayed), read once (blocks), or read twice, since the largest value must be known first."""
-LOSS_BYTES = 16
-"""Bytes moved for each logit by the loss, forward and backward: a fused kernel."""
+LOSS_BYTES = {"native": 16, "te": 10, "unfused": 52}
+"""Bytes moved for each logit of 16 bits by the loss, forward and backward: megatron-core's fused
+kernels; TransformerEngine's, which reads the logits three times and writes them twice; and one
+kernel for each operation on a copy in FP32 (``tensor_parallel/cross_entropy.py``, counted)."""
+SCORE_PASSES = (4, 6)
+"""How often unfused attention reads or writes its matrix of scores, forward and backward: by the
+products, the softmax and the dropout (counted)."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from toolkit.plan.rules import (
     dispatch,
     experts,
     hardware,
+    kernels,
     matrices,
     memory,
     pipeline,
@@ -36,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     *dispatch.RULES,
     *memory.RULES,
     *precision.RULES,
+    *kernels.RULES,
     *hardware.RULES,
 )
 

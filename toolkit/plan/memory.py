@@ -16,6 +16,8 @@ from toolkit.plan.activations import (
     input_bytes,
     layer_bytes,
     norm_share,
+    recomputes_attention,
+    score_bytes,
     tokens_per_rank,
 )
 from toolkit.plan.buffers import buffers
@@ -243,10 +245,15 @@ def _temporary_bytes(
 
 
 def logits_bytes(model: ModelShape, layout: Layout, precision: Precision) -> float:
-    """The final norm, the logits, and the softmax in FP32 that the loss keeps."""
+    """The final norm, the logits, and the softmax in FP32 that the loss keeps.
+
+    megatron-core's loss makes that copy whether it is fused or not (``calculate_logits_max`` in
+    ``tensor_parallel/cross_entropy.py``); TransformerEngine's, until 2.17, works in the logits.
+    """
     width = BYTES[precision.weights]
     norm = 2 * width * model.hidden_size / norm_share(layout)
-    logits = (width + 4) * model.padded_vocab_size(layout.tp) / layout.tp
+    softmax = 0 if layout.fusions.cross_entropy_impl == "te" else 4
+    logits = (width + softmax) * model.padded_vocab_size(layout.tp) / layout.tp
     return tokens_per_rank(layout) * (norm + logits)
 
 
@@ -257,6 +264,10 @@ def _working_bytes(model: ModelShape, layout: Layout, precision: Precision) -> f
     inner = model.moe_ffn_hidden_size * model.moe_router_topk if moe else model.ffn_hidden_size
     wide = inner * (3 if model.gated_linear_unit else 2) / layout.tp
     work = tokens_per_rank(layout) * width * (wide + 2 * model.hidden_size / norm_share(layout))
+    scores = score_bytes(model, layout, width) / layout.tp
+    if recomputes_attention(layout):
+        scores *= 2  # again, and their gradient
+    work += tokens_per_rank(layout) * scores
     if layout.recompute.granularity == "full":
         chunk = layout.recompute.num_layers or 1
         chunk = chunk if layout.recompute.method == "uniform" else 1

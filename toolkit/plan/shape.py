@@ -32,6 +32,7 @@ class ModelShape:
     """Tokens of the tokenizer, without padding; None where nobody knows yet."""
     make_vocab_size_divisible_by: int = 128
     gated_linear_unit: bool = True
+    activation_func: str = "silu"
     add_bias_linear: bool = False
     add_qkv_bias: bool = False
     qk_layernorm: bool = False
@@ -40,6 +41,7 @@ class ModelShape:
     rotary_percent: float = 1.0
     untie_embeddings_and_output_weights: bool = True
     hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
     num_moe_experts: int | None = None
     moe_router_topk: int = 2
     moe_ffn_hidden_size: int = 0
@@ -102,7 +104,21 @@ class MoeKernels:
     token_dispatcher: Literal["allgather", "alltoall", "flex"] = "alltoall"
     grouped_gemm: bool = False
     permute_fusion: bool = False
+    router_fusion: bool = False
     shared_expert_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Fusions:
+    """Which kernels attention runs in, and which operations are one; None is what fits a GPU."""
+
+    attention_backend: str = "auto"
+    bias_activation: bool | None = None
+    bias_dropout: bool | None = None
+    rope: bool | None = None
+    gradient_accumulation: bool | None = None
+    cross_entropy: bool | None = None
+    cross_entropy_impl: Literal["native", "te"] = "native"
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,7 @@ class Layout:
     recompute: Recompute = field(default=Recompute())
     overlap: Overlap = field(default=Overlap())
     moe: MoeKernels = field(default=MoeKernels())
+    fusions: Fusions = field(default=Fusions())
 
     @property
     def model_parallel_size(self) -> int:
@@ -191,6 +208,7 @@ class Precision:
     weights: Literal["fp32", "bf16", "fp16"] = "bf16"
     fp8: Literal["hybrid", "e4m3"] | None = None
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
+    fp8_dot_product_attention: bool = False
     fp8_param: bool = False
     """Whether the weights are kept in FP8, too (``fp8_param_gather``)."""
     fp4: Literal["e2m1"] | None = None

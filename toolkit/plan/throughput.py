@@ -252,4 +252,5 @@ def _shared(layout: Layout) -> tuple[object, ...]:
         layout.overlap.tp_comm,
         layout.overlap.moe_expert_parallel_comm,
         layout.moe,
+        layout.fusions,
     )

@@ -103,20 +103,25 @@ def transformer_engine_has_the_recipe(run: Run) -> Found:
 
 @RULES.rule("transformer/transformer_config.py: __post_init__")
 def transformer_engine_has_the_kernels(run: Run) -> Found:
-    """moe_permute_fusion 2.1; FP8 with grouped GEMM 1.11; recomputing layernorm in FP8 2.6."""
+    """Fused permutation 2.1, routing 2.7, FP8 with grouped GEMM 1.11, recomputed norms in FP8 2.6,
+    delayed gradients 2.3, and 2.8 beside their reduction."""
     moe, installed = run.layout.moe, run.machine.transformer_engine
     modules = set(run.layout.recompute.modules)
     fp8 = run.precision.fp8 is not None
-    overlap = run.layout.overlap
+    overlap, fusions = run.layout.overlap, run.layout.fusions
+    delayed, apart = overlap.delay_wgrad_compute, fusions.gradient_accumulation is False
+    attends = recipe_of(run) if run.precision.fp8_dot_product_attention else None
     wanted = (
         ("parallel.moe_permute_fusion", "2.1.0", moe.permute_fusion),
         ("parallel.moe_grouped_gemm", "1.11.0", moe.grouped_gemm and fp8),
         ("recompute_modules", "2.6.0.dev0", fp8 and bool(modules & {"moe_act", "layernorm"})),
-        (
-            "parallel.delay_wgrad_compute",
-            "2.8.0",
-            overlap.delay_wgrad_compute and overlap.grad_reduce,
-        ),
+        ("parallel.moe_router_fusion", "2.7.0", moe.router_fusion),
+        ("parallel.delay_wgrad_compute", "2.3.0", delayed),
+        ("parallel.delay_wgrad_compute", "2.8.0", delayed and overlap.grad_reduce),
+        ("gradient_accumulation_fusion", "2.7.0", delayed and apart),
+        ("cross_entropy_fusion_impl", "1.13.0", fusions.cross_entropy_impl == "te"),
+        ("fp8_dot_product_attention", "2.9.0", attends == "tensorwise"),
+        ("fp8_dot_product_attention", "2.15.0", attends == "mxfp8"),
         ("use_precision_aware_optimizer", "1.13.0", run.precision.precision_aware_optimizer),
     )
     for key, version, asked in wanted:

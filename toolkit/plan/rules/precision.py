@@ -92,6 +92,18 @@ def bf16_layers_are_on_the_end_stages(run: Run) -> Found:
             )
 
 
+@RULES.rule("optimizer/optimizer.py: step_with_ready_grads (overlap_param_gather)")
+def mxfp8_weights_are_gathered_at_once(run: Run) -> Found:
+    """fp8_param in MXFP8 with overlap_param_gather: the new weights wait for the next gradients'
+    buffer, and our loop does not carry them over."""
+    if run.precision.fp8_param and recipe_of(run) == "mxfp8" and run.layout.overlap.param_gather:
+        yield (
+            "parallel.overlap_param_gather",
+            "can't go with weights in mxfp8 (fp8_param), which are gathered through the gradients'"
+            " buffer; leave one of the two out",
+        )
+
+
 def _matrices(run: Run) -> Iterator[tuple[str, int, int]]:
     """The inner dimensions of the MLPs: the setting, its value, and the ranks that share it."""
     model, tp = run.model, run.layout.tp
