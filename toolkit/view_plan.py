@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import yaml
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.megatron.pipeline_layout import text_of
 from toolkit.plan.breakdown import LABELS
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import GIB, StageMemory
@@ -18,6 +20,7 @@ from toolkit.plan.search import Candidate, Found, why_slower
 from toolkit.plan.settings import settings_of
 from toolkit.plan.shape import Layout, Run
 from toolkit.plan.sizing import Sizing
+from toolkit.plan.stage_text import layers_text
 
 BAR = 48
 """Width of the bar of a GPU's memory, in characters."""
@@ -42,8 +45,11 @@ def show_sizing(console: Console, name: str, sizing: Sizing) -> None:
     console.print(
         f"  {layout.world_size:,} x {hardware.gpu.name}: {layout_text(layout)};"
         f" {layout.global_batch_size:,} sequences of {layout.seq_length:,} tokens in"
-        f" {layout.num_microbatches:,} microbatches\n\n  GiB of one rank, by pipeline stage:"
+        f" {layout.num_microbatches:,} microbatches"
     )
+    if layout.pp > 1:
+        console.print(f"  layers: {layers_text(sizing.run.model, layout)}")
+    console.print("\n  GiB of one rank, by pipeline stage:")
     console.print(_memory_table(sizing.memory, hardware))
     console.print(_bar(sizing.fullest, hardware))
     console.print()
@@ -70,6 +76,8 @@ def layout_text(layout: Layout) -> str:
 
 
 def _ends(layout: Layout) -> str:
+    if layout.stages:
+        return f", layout {text_of(layout.stages)}"
     counted = [
         name
         for name, counts in (
@@ -91,7 +99,7 @@ def _again(layout: Layout) -> str:
 
 
 def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:
-    """A row for each pipeline stage; of a long row of the same, the first and the last."""
+    """A row for each pipeline stage; of many, those that have other weights than the one before."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     table.add_column("  stage", justify="right")
     table.add_column("params", justify="right")
@@ -121,7 +129,9 @@ def _gib(count: float) -> str:
 def _telling(stages: Sequence[StageMemory]) -> list[StageMemory]:
     if len(stages) <= 8:
         return list(stages)
-    return [*stages[:3], *stages[-2:]]
+    inner = pairwise(stages[2:-2])
+    other = [stage for before, stage in inner if stage.parameters != before.parameters]
+    return [*stages[:3], *other, *stages[-2:]]
 
 
 def _bar(stage: StageMemory, hardware: Hardware) -> Text:

@@ -10,9 +10,10 @@ import pytest
 from plan_shapes import FP8, preset
 
 from toolkit.megatron.config import PretrainConfig
-from toolkit.plan.activations import chunks_in_flight, layer_bytes
+from toolkit.plan.activations import layer_bytes
 from toolkit.plan.describe import run_of
 from toolkit.plan.memory import StageMemory, largest, logits_bytes, memory_by_stage, with_padding
+from toolkit.plan.schedule import chunks_in_flight
 from toolkit.plan.shape import Fusions, Layout, ModelShape, Precision, Recompute
 
 MIB = 2**20
@@ -234,6 +235,8 @@ class Case:
     vpp: int | None = None
     ep: int = 1
     etp: int | None = None
+    ends: tuple[tuple[str, Any], ...] = ()
+    """How uneven stages are said."""
     model: tuple[tuple[str, Any], ...] = ()
     sharded: bool = True
 
@@ -253,6 +256,7 @@ class Case:
                     "virtual_pipeline_model_parallel_size": self.vpp,
                     "expert_model_parallel_size": self.ep,
                     "expert_tensor_parallel_size": self.etp,
+                    **dict(self.ends),
                     "sequence_parallel": self.tp > 1 and "num_moe_experts" in dict(self.model),
                 },
                 "resources": {"ntasks_per_node": self.ranks},
@@ -275,6 +279,28 @@ CASES = [
     Case(4, ep=2, model=model(**EXPERTS)),
     Case(8, tp=2, ep=2, etp=1, model=model(**EXPERTS)),
     Case(8, ep=4, pp=2, model=model(**EXPERTS, moe_layer_freq=[0, 1, 1, 0])),
+    Case(4, pp=4, ends=model(pipeline_model_parallel_layout="E|t|t*3|L"), model=model(**GPT2)),
+    Case(
+        4,
+        pp=2,
+        ep=2,
+        ends=model(pipeline_model_parallel_layout="Et|tt||t|t|L"),
+        model=model(**EXPERTS, num_layers=5, moe_layer_freq=[0, 1, 1, 0, 1]),
+    ),
+    Case(
+        4,
+        pp=4,
+        ends=model(num_layers_in_first_pipeline_stage=1, num_layers_in_last_pipeline_stage=3),
+        model=model(num_layers=8),
+    ),
+    Case(
+        4,
+        pp=2,
+        vpp=3,
+        ends=model(
+            account_for_embedding_in_pipeline_split=True, account_for_loss_in_pipeline_split=True
+        ),
+    ),
 ]
 
 

@@ -182,6 +182,25 @@ def test_json_has_the_whole_tables(files: tuple[str, str]) -> None:
     assert refused["stages"][0].keys() == {"name", "violations"}
 
 
+def test_a_layout_of_its_own(files: tuple[str, str]) -> None:
+    """Megatron's notation: which rank has what, its memory, and that the search does without."""
+    changes = (
+        "stages.base.parallel.virtual_pipeline_model_parallel_size=null",
+        'stages.base.parallel.pipeline_model_parallel_layout="Et*9|(t*10|)*3t*14|t*6|t*10|t*11L"',
+    )
+    out = said(files[0], *changes, "--cluster", files[1])
+    assert "layout Et*9|(t*10|)*3t*14|t*6|t*10|t*11L" in out
+    told = "rank 0: embedding + 9; ranks 1 to 3: 10; rank 4: 14; rank 5: 6; rank 6: 10; rank 7: 11"
+    assert f"layers: {told} + output" in " ".join(out.split())
+    found = json.loads(said(files[0], *changes, "--cluster", files[1], "--search", "--json"))
+    stage = found["stages"][0]
+    assert stage["layers"] == [[9], [10], [10], [10], [14], [6], [10], [11]]
+    weights = [row["weights_bytes"] for row in stage["memory"]]
+    assert weights[4] - weights[3] == 4 * weights[3] / 10
+    best = stage["search"]["best"][0]["settings"]["parallel"]
+    assert "pipeline_model_parallel_layout" not in best
+
+
 def test_why_nothing_was_found(files: tuple[str, str]) -> None:
     out = said(files[0], "--cluster", files[1], "--gpus", "8", "--search", code=2)
     assert re.search(r"no layout fits: the smallest, TP\d .*, needs \d+\.\d GiB of the 79\.6", out)

@@ -71,6 +71,14 @@ def test_sequences_and_experts_are_in_the_sum(tmp_path: Path) -> None:
     )
 
 
+def test_the_layers_of_every_rank_are_told(tmp_path: Path) -> None:
+    layout = "stages.base.parallel={pipeline_model_parallel_size: 2, pipeline_model_parallel_layout"
+    detail = plan(tmp_path, f'{layout}: "E|tt|t|t,L"}}')["base"].detail
+    assert detail["layers"] == "rank 0: embedding | 1; rank 1: 2 | 1 + output"
+    assert detail["ranks"].endswith("data 1, 2 parts of the pipeline a rank")
+    assert "layers" not in plan(tmp_path)["base"].detail
+
+
 def test_ranks_follow_from_the_layout_where_nothing_is_asked(tmp_path: Path) -> None:
     assert plan(tmp_path)["base"].ranks == 1
     assert plan(tmp_path, "stages.base.parallel={tensor_model_parallel_size: 2}")["base"].ranks == 2

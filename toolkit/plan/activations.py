@@ -9,8 +9,11 @@ hidden unit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from toolkit.plan.parameters import chunk_layer_kinds
+from toolkit.plan.schedule import most_kept
 from toolkit.plan.shape import Layout, ModelShape, Precision
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -134,17 +137,33 @@ def _experts(model: ModelShape, layout: Layout, formats: Formats, act_recomputed
     return copies * kept + router + _mlp(model, formats, shared, again) / layout.tp
 
 
-def chunks_in_flight(layout: Layout, stage: int) -> int:
-    """The most microbatches, of one model chunk each, that a stage keeps at once.
+def stage_bytes(model: ModelShape, layout: Layout, precision: Precision, stage: int) -> float:
+    """The most that a stage keeps at once, of all microbatches in flight in all its chunks."""
+    kinds = chunk_layer_kinds(model, layout, stage)
+    each = {kind: _chunk_bytes(model, layout, precision, *kind) for kind in set(kinds)}
+    kept = [each[kind] for kind in kinds]
+    if stage == 0:
+        mask = 1 if model.hidden_dropout else 0
+        per_token = 8 + mask * model.hidden_size / norm_share(layout)
+        kept[0] += per_token * tokens_per_rank(layout)
+    return most_kept(layout, stage, kept)
 
-    1F1B keeps one for each stage from here to the last; interleaving as many as it warms up with,
-    and one (``get_pp_rank_microbatches`` in ``pipeline_parallel/schedules.py``).
-    """
-    total = layout.num_microbatches * layout.vpp
-    behind = layout.pp - stage - 1
-    if layout.vpp == 1:
-        return min(total, behind + 1)
-    group = layout.microbatch_group or layout.pp
-    warmup = behind * 2 + (layout.vpp - 1) * group
-    warmup += layout.overlap.moe_expert_parallel_comm  # one more to send beside the others' work
-    return min(total, warmup + 1)
+
+def _chunk_bytes(
+    model: ModelShape, layout: Layout, precision: Precision, dense: int, experts: int
+) -> float:
+    """Bytes that so many layers of one model chunk keep of one microbatch."""
+    recompute, layers, inputs = layout.recompute, dense + experts, 0
+    if recompute.granularity == "full":
+        held = recompute.num_layers or 1
+        uniform = recompute.method == "uniform"
+        inputs = math.ceil(layers / held) if uniform else min(layers, held)
+        rest = 0 if uniform else layers - inputs
+        experts = round(experts * rest / max(1, layers))
+        dense = rest - experts
+    kept = inputs * input_bytes(model, layout, precision) if inputs else 0.0
+    if dense:
+        kept += dense * layer_bytes(model, layout, precision, moe=False)
+    if experts:
+        kept += experts * layer_bytes(model, layout, precision, moe=True)
+    return kept

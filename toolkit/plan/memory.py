@@ -6,18 +6,16 @@ on the CPU, against the tensors of real ranks (``tests/plan/test_memory.py``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.plan.activations import (
     BYTES,
-    chunks_in_flight,
-    input_bytes,
     layer_bytes,
     norm_share,
     recomputes_attention,
     score_bytes,
+    stage_bytes,
     tokens_per_rank,
 )
 from toolkit.plan.buffers import buffers
@@ -110,7 +108,7 @@ def stage_memory(
     weights = _weight_bytes(count, layout, precision)
     gradients = _gradient_bytes(count, layout, precision)
     optimizer = _optimizer_bytes(count, layout, precision)
-    activations = _activation_bytes(model, layout, precision, stage)
+    activations = stage_bytes(model, layout, precision, stage)
     temporary = _temporary_bytes(model, layout, precision, stage, count)
     stepping = step_width(precision) * _optimizer_share(count, layout)
     temporary = max(temporary, stepping - activations)  # the step comes when these are free again
@@ -195,48 +193,10 @@ def _optimizer_bytes(count: Numel, layout: Layout, precision: Precision) -> floa
     return optimizer_width(precision) * _optimizer_share(count, layout)
 
 
-def _activation_bytes(model: ModelShape, layout: Layout, precision: Precision, stage: int) -> float:
-    flying = chunks_in_flight(layout, stage) / layout.vpp
-    kept = flying * _kept_by_layers(model, layout, precision, stage)
-    if stage == 0:
-        mask = 1 if model.hidden_dropout else 0
-        per_token = 8 + mask * model.hidden_size / norm_share(layout)
-        kept += flying * per_token * tokens_per_rank(layout)
-    return kept
-
-
-def _kept_by_layers(model: ModelShape, layout: Layout, precision: Precision, stage: int) -> float:
-    """Bytes that all layers of a stage keep of one microbatch."""
-    dense, experts = stage_layer_kinds(model, layout, stage)
-    layers = dense + experts
-    recompute = layout.recompute
-    if recompute.granularity == "full":
-        once = input_bytes(model, layout, precision)
-        held = recompute.num_layers or 1
-        if recompute.method == "uniform":
-            return math.ceil(layers / held) * once
-        again = min(layers, held * layout.vpp)
-        rest = layers - again
-        experts = round(experts * rest / max(1, layers))
-        return again * once + _layers(model, layout, precision, rest - experts, experts)
-    return _layers(model, layout, precision, dense, experts)
-
-
-def _layers(
-    model: ModelShape, layout: Layout, precision: Precision, dense: int, experts: int
-) -> float:
-    kept = 0.0
-    if dense:
-        kept += dense * layer_bytes(model, layout, precision, moe=False)
-    if experts:
-        kept += experts * layer_bytes(model, layout, precision, moe=True)
-    return kept
-
-
 def _temporary_bytes(
     model: ModelShape, layout: Layout, precision: Precision, stage: int, count: Numel
 ) -> float:
-    work = _working_bytes(model, layout, precision)
+    work = _working_bytes(model, layout, precision, *stage_layer_kinds(model, layout, stage))
     if stage == layout.pp - 1:
         work = max(work, logits_bytes(model, layout, precision))
     if _shards_weights(layout):
@@ -257,9 +217,13 @@ def logits_bytes(model: ModelShape, layout: Layout, precision: Precision) -> flo
     return tokens_per_rank(layout) * (norm + logits)
 
 
-def _working_bytes(model: ModelShape, layout: Layout, precision: Precision) -> float:
+def _working_bytes(
+    model: ModelShape, layout: Layout, precision: Precision, dense: int, experts: int
+) -> float:
     """The gradients inside a layer's backward pass, and what is recomputed for it."""
-    moe = any(model.moe_layers)
+    if not dense + experts:
+        return 0.0
+    moe = experts > 0
     width = BYTES[precision.weights]
     inner = model.moe_ffn_hidden_size * model.moe_router_topk if moe else model.ffn_hidden_size
     wide = inner * (3 if model.gated_linear_unit else 2) / layout.tp

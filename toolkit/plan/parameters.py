@@ -156,6 +156,16 @@ def _kinds(
     return tuple(found)
 
 
+def chunk_layer_kinds(model: ModelShape, layout: Layout, stage: int) -> tuple[tuple[int, int], ...]:
+    """The same of each of a stage's model chunks."""
+    counts = stage_layers(model, layout)[stage]
+    if not model.moe_layers:
+        return tuple((count, 0) for count in counts)
+    numbers = iter(stage_layer_numbers(model, layout)[stage])
+    experts = [sum(model.moe_layers[next(numbers)] for _ in range(count)) for count in counts]
+    return tuple((count - own, own) for count, own in zip(counts, experts, strict=True))
+
+
 def embedding_weights(model: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[Weight]:
     """Of the first stage."""
     yield Weight("word_embeddings.weight", padded_vocab * model.hidden_size // layout.tp)

@@ -10,7 +10,7 @@ from toolkit.plan.memory import StageMemory
 from toolkit.plan.scaling import FLOPS_PER_PARAMETER, Law, Trained, optima
 from toolkit.plan.search import Candidate, Found, why_slower
 from toolkit.plan.settings import settings_of
-from toolkit.plan.shape import Layout
+from toolkit.plan.shape import Layout, stage_layers
 from toolkit.plan.sizing import Sizing
 from toolkit.plan.throughput import Estimate
 
@@ -18,13 +18,15 @@ Plain = dict[str, Any]
 
 
 def plain_sizing(sizing: Sizing) -> Plain:
-    """Layout, memory by pipeline stage, speed, cost, and how the compute would best be spent."""
+    """Layout, layers by pipeline rank and model chunk, memory by pipeline stage, speed, cost, and
+    how the compute would best be spent."""
     flops = float(FLOPS_PER_PARAMETER * sizing.active_parameters) * sizing.cost.tokens
     return {
         "parameters": sizing.parameters,
         "active_parameters": sizing.active_parameters,
         "gpu": sizing.hardware.gpu.name,
         "layout": plain_layout(sizing.run.layout),
+        "layers": [list(rank) for rank in stage_layers(sizing.run.model, sizing.run.layout)],
         "fits": sizing.fits,
         "gpu_memory_bytes": sizing.hardware.gpu.memory,
         "memory": [plain_memory(stage) for stage in sizing.memory],

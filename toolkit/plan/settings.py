@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
+from toolkit.megatron.pipeline_layout import text_of
 from toolkit.plan.shape import Layout
 
 PARALLEL = {
@@ -70,6 +71,8 @@ def _parallel(layout: Layout) -> dict[str, object]:
         found["cp_comm_type"] = layout.cp_comm_type
         if layout.hierarchical_cp:
             found["hierarchical_context_parallel_sizes"] = list(layout.hierarchical_cp)
+    if layout.stages:
+        found["pipeline_model_parallel_layout"] = text_of(layout.stages)
     alone = layout.tp * layout.pp
     if layout.overlap.grad_reduce != (layout.world_size > alone):
         found["overlap_grad_reduce"] = layout.overlap.grad_reduce

@@ -18,6 +18,7 @@ from toolkit.plan.datasets import dataset_problems, export_problems
 from toolkit.plan.describe import run_of
 from toolkit.plan.layout import violations
 from toolkit.plan.shape import Machine
+from toolkit.plan.stage_text import layers_text
 from toolkit.stage import FINISH, StageConfig
 
 
@@ -102,7 +103,7 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
         return {"phases": f"{phases} ({config.world_size()} ranks in each, one in {FINISH})"}
     if not isinstance(config, PretrainConfig):
         return {}
-    layout = layout_of(config, config.world_size())
+    layout, run = layout_of(config, config.world_size()), run_of(config, config.world_size())
     factors = {
         "tensor": layout.tensor_model_parallel_size,
         "pipeline": layout.pipeline_model_parallel_size,
@@ -119,11 +120,14 @@ def _detail(config: StageConfig, vocabulary: int | None) -> dict[str, str]:
     step = config.global_batch_size * config.sequence
     found = {
         "ranks": f"{layout.world_size} = {ranks}",
+        "layers": layers_text(run.model, run.layout),
         "batch": f"{config.global_batch_size} sequences = {config.micro_batch_size} per micro-batch"
         f" x {layout.data_parallel_size} data-parallel x {layout.num_microbatches} accumulated",
         "step": f"{step:,} tokens = {config.global_batch_size} x {config.sequence:,}",
         "training": f"{config.train_iters * step:,} tokens = {config.train_iters:,} steps",
     }
+    if layout.pipeline_model_parallel_size == 1:
+        del found["layers"]
     if vocabulary is not None:
         multiple = config.model.make_vocab_size_divisible_by
         padded = padded_vocab_size(vocabulary, multiple, layout.tensor_model_parallel_size)

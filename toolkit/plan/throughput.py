@@ -17,8 +17,9 @@ from toolkit.plan.compute import (
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import gradient_width, optimizer_width, shards, step_width
-from toolkit.plan.parameters import Numel, stage_layer_kinds, stage_numel
-from toolkit.plan.shape import Layout, ModelShape, Precision
+from toolkit.plan.parameters import Numel, chunk_layer_kinds, stage_layer_kinds, stage_numel
+from toolkit.plan.schedule import step_seconds
+from toolkit.plan.shape import Layout, ModelShape, Precision, stage_layers
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Estimator:
         slowest = max(s.passes.both for s in stages)
         batches = layout.num_microbatches
         spent = middle * batches
-        bubble = (layout.pp - 1) / layout.vpp * passes.both
+        bubble = self._bubble(layout, passes, slowest)
         spent += Breakdown(
             imbalance=batches * max(0.0, slowest - passes.both),
             bubble=bubble,
@@ -76,6 +77,20 @@ class Estimator:
         )
         spent += self._end_of_step(layout, passes)
         return self._rates(layout, spent)
+
+    def _bubble(self, layout: Layout, passes: Seconds, slowest: float) -> float:
+        """Filling and draining; and, where a rank's chunks are uneven, waiting for one another."""
+        if not _is_uneven(layout):
+            return (layout.pp - 1) / layout.vpp * passes.both
+        times = [
+            [self._layers_of(layout, *kinds).passes for kinds in chunk_layer_kinds(*stage)]
+            for stage in ((self.model, layout, number) for number in range(layout.pp))
+        ]
+        times[-1][-1] += self._output(layout).passes
+        forward = [[chunk.forward for chunk in rank] for rank in times]
+        backward = [[chunk.backward for chunk in rank] for rank in times]
+        whole = step_seconds(layout, forward, backward)
+        return whole - layout.num_microbatches * slowest
 
     def _rates(self, layout: Layout, spent: Breakdown) -> Estimate:
         step = spent.total
@@ -97,16 +112,20 @@ class Estimator:
 
     def _stage(self, layout: Layout, stage: int) -> LayerTime:
         """All layers of a stage, and the model's end where it is there."""
-        dense, experts = stage_layer_kinds(self.model, layout, stage)
-        found = _times(self._layer(layout, moe=False), dense) if dense else NOTHING
-        if experts:
-            found = _plus(found, _times(self._layer(layout, moe=True), experts))
+        found = self._layers_of(layout, *stage_layer_kinds(self.model, layout, stage))
         if stage == layout.pp - 1:
             found = _plus(found, self._output(layout))
         return found
 
+    def _layers_of(self, layout: Layout, dense: int, experts: int) -> LayerTime:
+        """So many dense layers, and so many with experts."""
+        found = _times(self._layer(layout, moe=False), dense) if dense else NOTHING
+        if experts:
+            found = _plus(found, _times(self._layer(layout, moe=True), experts))
+        return found
+
     def _layer(self, layout: Layout, *, moe: bool) -> LayerTime:
-        key = (*_shared(layout), moe)
+        key = (*self._shared(layout), moe)
         if key not in self._layers:
             self._layers[key] = self._new_layer(layout, moe=moe)
         return self._layers[key]
@@ -144,9 +163,11 @@ class Estimator:
         if recompute.granularity is None:
             return 0.0
         if recompute.granularity == "full":
-            held = self.model.num_layers / (layout.pp * layout.vpp)
-            share = 1.0 if recompute.method == "uniform" else (recompute.num_layers or 1) / held
-            return forward * min(1.0, share)
+            if recompute.method == "uniform":
+                return forward
+            most = recompute.num_layers or 1
+            chunks = [own for rank in stage_layers(self.model, layout) for own in rank]
+            return forward * sum(min(own, most) for own in chunks) / sum(chunks)
         again, norms = 0.0, self.hardware.tuning.norms * parts.memory.forward
         modules = recompute.modules or ("core_attn",)
         if "core_attn" in modules:
@@ -159,8 +180,29 @@ class Estimator:
             again += norms
         return again
 
+    def _shared(self, layout: Layout) -> tuple[object, ...]:
+        """What a layer's time depends on."""
+        recompute = layout.recompute
+        block = stage_layers(self.model, layout) if recompute.method == "block" else ()
+        return (
+            layout.tp,
+            layout.cp,
+            layout.ep,
+            layout.expert_tp,
+            layout.sequence_parallel,
+            layout.cp_comm_type,
+            layout.micro_batch_size,
+            layout.seq_length,
+            recompute,
+            block,
+            layout.overlap.tp_comm,
+            layout.overlap.moe_expert_parallel_comm,
+            layout.moe,
+            layout.fusions,
+        )
+
     def _output(self, layout: Layout) -> LayerTime:
-        key = ("output", *_shared(layout))
+        key = ("output", *self._shared(layout))
         if key not in self._layers:
             parts = output_parts(self.kernels, self.model, layout)
             spent = Breakdown(matmul=parts.matmul.both, memory=parts.memory.both)
@@ -181,10 +223,8 @@ class Estimator:
 
     def _end_of_step(self, layout: Layout, passes: Seconds) -> Breakdown:
         padded = self.model.padded_vocab_size(layout.tp)
-        counts = {
-            stage: stage_numel(self.model, layout, stage, padded) for stage in {0, layout.pp - 1}
-        }
-        count = max(counts.values(), key=lambda c: c.total)
+        counts = [stage_numel(self.model, layout, s, padded) for s in _telling_stages(layout)]
+        count = max(counts, key=lambda c: c.total)
         data = traffic.data(self.kernels, layout, count, passes.forward, passes.backward)
         return Breakdown(data=data, optimizer=self._optimizer(layout, count))
 
@@ -201,8 +241,19 @@ class Estimator:
         return self.kernels.streamed(moved, 100)
 
 
+def _is_uneven(layout: Layout) -> bool:
+    """Whether stages are given by number; where an end counts as a layer they are even enough."""
+    ends = (layout.first_stage_layers, layout.last_stage_layers)
+    return bool(layout.stages) or any(end is not None for end in ends)
+
+
 def _telling_stages(layout: Layout) -> list[int]:
-    """The first, one from the middle, and the last: the others are as the middle one."""
+    """The first, one from the middle, and the last: the others are as the middle one.
+
+    A layout of its own may have any: all of them.
+    """
+    if layout.stages:
+        return list(range(layout.pp))
     return sorted({0, layout.pp // 2, layout.pp - 1})
 
 
@@ -232,25 +283,3 @@ def _plus(first: LayerTime, second: LayerTime) -> LayerTime:
 
 def _times(layer: LayerTime, times: int) -> LayerTime:
     return LayerTime(layer.passes * times, layer.spent * times)
-
-
-def _shared(layout: Layout) -> tuple[object, ...]:
-    """What a layer's time depends on."""
-    recompute = layout.recompute
-    block = layout.pp * layout.vpp if recompute.method == "block" else 0
-    return (
-        layout.tp,
-        layout.cp,
-        layout.ep,
-        layout.expert_tp,
-        layout.sequence_parallel,
-        layout.cp_comm_type,
-        layout.micro_batch_size,
-        layout.seq_length,
-        recompute,
-        block,
-        layout.overlap.tp_comm,
-        layout.overlap.moe_expert_parallel_comm,
-        layout.moe,
-        layout.fusions,
-    )
