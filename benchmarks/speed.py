@@ -30,6 +30,7 @@ from published_rows import (
     LONG,
     NEWEST,
     OF_2024,
+    OLDER_EXPERTS,
     SC21,
     SELENE,
     of_sc21,
@@ -65,6 +66,8 @@ def on_h100() -> Iterator[tuple[str, str, Layout, Precision, float]]:
         yield "2024, BF16", name, layout, BF16, tflops * 1e12 / counted
     for name, layout, tokens in EXPERTS:
         yield "2026, FP8, experts", name, layout, FP8, tokens
+    for name, layout, tokens in OLDER_EXPERTS:
+        yield "2025-26, FP8, experts", name, layout, FP8, tokens
 
 
 def main() -> None:

@@ -42,6 +42,20 @@ EXPERTS = [
         1712,
     ),
 ]
+# The same page's older containers, 26.02 and 25.11, without tokens dropped.
+OLDER_EXPERTS = [
+    ("qwen3-30b-a3b", published(16, 1024, 4096, pp=2, vpp=12, ep=8, etp=1, moe=KERNELS), 5113),
+    (
+        "qwen3-30b-a3b",
+        published(16, 512, 4096, pp=2, vpp=24, ep=8, etp=1, micro_batch_size=2, moe=KERNELS),
+        5275,
+    ),
+    (
+        "qwen3-235b-a22b",
+        published(256, 2048, 4096, 2, 8, vpp=4, ep=32, etp=1, moe=KERNELS, **ENDS),
+        1575,
+    ),
+]
 # docs/source/performance/performance_long_sequence.md of NVIDIA/NeMo: container 24.03, Llama 2 7B
 # with FP8; the attention kernels of that time were slower than those that the constants are of.
 LONG = [

@@ -16,6 +16,7 @@ from published_rows import (
     LLAMA_3,
     NEWEST,
     OF_2024,
+    OLDER_EXPERTS,
     SC21,
     SELENE,
     of_sc21,
@@ -66,6 +67,14 @@ def test_a100s_of_2021_which_were_not_fitted(row: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("name", "layout", "tokens"), EXPERTS)
 def test_experts_within_a_third(name: str, layout: Layout, tokens: float) -> None:
     assert estimate(name, layout).tokens_per_second_per_gpu == pytest.approx(tokens, rel=0.33)
+
+
+@pytest.mark.parametrize(("name", "layout", "tokens"), OLDER_EXPERTS)
+def test_experts_of_older_software_were_up_to_three_times_slower(
+    name: str, layout: Layout, tokens: float
+) -> None:
+    """What ``toolkit plan`` warns of: an estimate with experts is what newer kernels may reach."""
+    assert tokens < estimate(name, layout).tokens_per_second_per_gpu < 3 * tokens
 
 
 def test_the_spent_seconds_are_the_step() -> None:
@@ -126,6 +135,37 @@ def test_kernels_that_are_not_fused_move_more_bytes() -> None:
     assert seconds(half) == seconds(half, cross_entropy=False) > seconds(half, cross_entropy=True)
 
 
+# Tokens/s and model TFLOP/s of a GPU, as one table has them side by side: what was counted.
+COUNTED = [
+    ("llama-3-8b", 8192, 14451, 744),
+    ("llama-3-70b", 8192, 1621, 728),
+    ("llama-3.1-405b", 8192, 311, 784),
+    ("qwen3-30b-a3b", 4096, 5113, 118),
+    ("qwen3-235b-a22b", 4096, 1633, 242),
+]
+
+
+@pytest.mark.parametrize(("name", "seq_length", "tokens", "tflops"), COUNTED)
+def test_operations_are_those_of_the_published_tables(
+    name: str, seq_length: int, tokens: float, tflops: float
+) -> None:
+    """Half of the square for causal attention, grouped queries, the experts that a token meets, the
+    output layer: as ``performance-summary-archive.md`` of Megatron-Bridge counts them."""
+    model = preset(name)
+    assert model.vocab_size is not None
+    counted = flops_per_token(model, seq_length, model.vocab_size)
+    assert counted == pytest.approx(tflops * 1e12 / tokens, rel=0.005)
+
+
+def test_fp32_takes_no_tensor_core() -> None:
+    layout = published(8, 128, 2048)
+    wide, narrow = (estimate("llama-3-8b", layout, Precision(w)) for w in ("fp32", "bf16"))
+    assert wide.number_format == "fp32"
+    assert wide.peak == pytest.approx(66.9e12)
+    assert wide.step_seconds > 10 * narrow.step_seconds
+    assert wide.mfu < 1
+
+
 @pytest.mark.parametrize("seq_length", [128, 8192])
 def test_operations_are_those_that_training_counts(seq_length: int) -> None:
     settings = {
@@ -167,5 +207,9 @@ def test_gpus_by_the_names_that_machines_give() -> None:
     assert find_gpu("a100_40gb") is GPUS["a100-40gb"]
     with pytest.raises(ToolkitError, match="no constants for the GPU 'mi300x'"):
         find_gpu("mi300x")
+    assert find_gpu("NVIDIA A100-SXM4-40GB") is GPUS["a100-40gb"]
+    assert find_gpu("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
+    assert find_gpu("NVIDIA GH200 480GB") is GPUS["gh200"]
+    assert find_gpu("NVIDIA GB300") is GPUS["gb300"]
     assert GPUS["a100"].format_of("fp8") == "bf16"
     assert GPUS["h100"].format_of("fp4") == "fp8"

@@ -80,21 +80,22 @@ class Kernels:
     def __init__(self, hardware: Hardware, precision: Precision) -> None:
         self.hardware = hardware
         self.precision = precision
-        wanted = "fp4" if precision.fp4 else "fp8" if precision.fp8 else "bf16"
-        self.format = hardware.gpu.format_of(wanted)
+        self.wide = "fp32" if precision.weights == "fp32" else "bf16"
+        low = "fp4" if precision.fp4 else "fp8" if precision.fp8 else None
+        self.format = hardware.gpu.format_of(low) if low else self.wide
         self.value = BYTES[precision.weights]
         self._hbm = hardware.gpu.hbm
 
     def matmul(self, rows: float, inner: float, columns: float, *, low: bool = True) -> float:
         """Seconds of ``rows x inner`` times ``inner x columns``; ``low``: in FP8 where asked."""
         gpu, tuning = self.hardware.gpu, self.hardware.tuning
-        number_format = self.format if low else "bf16"
+        number_format = self.format if low else self.wide
         rate = gpu.peak[number_format] * gpu.matmul[number_format] * tuning.sustained
         filling = 1 + tuning.fill_of(number_format) / max(inner, 1)
         tiles = math.ceil(rows / TILE) * math.ceil(columns / TILE)
         waves = tiles / gpu.sms
         uneven = 1 + tuning.last_wave * (min(math.ceil(waves) / waves, 4.0) - 1)
-        width = self.value if number_format == "bf16" else 1
+        width = self.value if number_format == self.wide else 1
         moved = width * (rows * inner + inner * columns) + self.value * rows * columns
         seconds = 2 * rows * inner * columns / rate * filling * uneven
         return max(seconds, moved / self._hbm) + tuning.launch
@@ -129,6 +130,8 @@ class Kernels:
         share = chunk / (chunk + tuning.attention_short)
         share *= 1.0 if model.kv_channels >= TILE else tuning.attention_head64
         share *= tuning.sustained
+        if self.wide == "fp32":  # no fused kernel takes it: products of matrices, at their rate
+            share *= gpu.peak["fp32"] / gpu.peak["bf16"]
         query = model.num_attention_heads * model.kv_channels / layout.tp
         operations = 2 * tokens_per_rank(layout) * layout.seq_length * query
         return Seconds(
@@ -152,8 +155,8 @@ class Kernels:
 
     @property
     def cast(self) -> float:
-        """Bytes moved to give one element its low format; 0 where matrices run in BF16."""
-        return 0.0 if self.format == "bf16" else float(CAST_BYTES[self.precision.fp8_recipe])
+        """Bytes moved to give one element its low format; 0 where they run in it already."""
+        return 0.0 if self.format == self.wide else float(CAST_BYTES[self.precision.fp8_recipe])
 
 
 def layer_parts(kernels: Kernels, model: ModelShape, layout: Layout, *, moe: bool) -> Parts:

@@ -31,6 +31,10 @@ class Planning(Settings):
         default=None,
         description="Gb/s between nodes for each GPU; by default what the network's kind has.",
     )
+    nvlink_domain: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="GPUs that NVLink joins, where those are more than a node's: 72 for an NVL72.",
+    )
     sustained: Annotated[float, Field(gt=0, le=1.5)] | None = Field(
         default=None, description="What toolkit plan --calibrate found for these GPUs."
     )

@@ -17,6 +17,8 @@ from toolkit.errors import ToolkitError
 MIB: Final = 2**20
 TERA: Final = 1e12
 GIGA: Final = 1e9
+FP32_SHARE: Final = 0.9
+"""Of the peak of matrices in FP32, what the best shapes reach: an estimate."""
 HBM_SHARE: Final = 0.9
 """Of the data sheet's bandwidth, what streaming kernels reach: an estimate (copies on an H100 reach
 3.0 of 3.35 TB/s)."""
@@ -34,7 +36,8 @@ class Gpu:
     sms: int
     """Streaming multiprocessors."""
     peak: dict[str, float]
-    """Of the tensor cores, by format: bf16, fp8, fp4; of the data sheet."""
+    """Of the tensor cores, by format: bf16, fp8, fp4; fp32 of the others, for matrices in FP32 take
+    no tensor core unless TF32 is asked for. Of the data sheet."""
     matmul: dict[str, float]
     """Share of the peak that the best shapes reach, by format."""
     attention: tuple[float, float]
@@ -52,11 +55,11 @@ class Gpu:
         raise AssertionError(self.name)
 
 
-# Peaks, watts and bandwidths: NVIDIA's data sheets (A100, H100, H200, HGX B200, GB200). Shares of
-# the peak: "Maximum Achievable Matmul FLOPS" tables of stas00/ml-engineering (compute/accelerator:
-# bf16 A100 271.2, H100 794.5, B200 1745, B300 1769, GB200 1822; fp8 H100 1402.6, H200 1453.4,
-# B200 3432.5, GB200 3615.6 TFLOP/s). Of FP4, of B300's FP8 and of an L40S they are estimates: those
-# of the relative that is named first.
+# Peaks, watts and bandwidths: NVIDIA's data sheets (A100, H100, H200, GH200, HGX B200 and B300,
+# GB200, GB300). Shares of the peak: "Maximum Achievable Matmul FLOPS" tables of
+# stas00/ml-engineering (compute/accelerator: bf16 A100 271.2, H100 794.5, GH200 828.6, B200 1745,
+# B300 1769, GB200 1822; fp8 H100 1402.6, H200 1453.4, GH200 1535, B200 3432.5, GB200 3615.6
+# TFLOP/s). Of FP4, of B300's FP8, of a GB300 and of an L40S they are estimates: their relatives'.
 # NVLink: all-reduce of 8 GPUs, NVLS off, same book's network/README.md: H200 365.6, B200 682.2 GB/s
 # (an H100 has the same links as an H200); A100: 230 to 250 GB/s are usual, an estimate.
 # Attention: FlashAttention-3 (arXiv:2407.08608), figures 5 and 6, cuDNN and FA3 at 8k to 16k, head
@@ -67,8 +70,8 @@ A100: Final = Gpu(
     memory=81920 * MIB,
     watts=400,
     sms=108,
-    peak={"bf16": 312 * TERA},
-    matmul={"bf16": 0.869},
+    peak={"fp32": 19.5 * TERA, "bf16": 312 * TERA},
+    matmul={"fp32": FP32_SHARE, "bf16": 0.869},
     attention=(190 * TERA, 170 * TERA),
     hbm=HBM_SHARE * 2.04 * TERA,
     nvlink=235 * GIGA,
@@ -78,8 +81,8 @@ H100: Final = Gpu(
     memory=81559 * MIB,
     watts=700,
     sms=132,
-    peak={"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-    matmul={"bf16": 0.803, "fp8": 0.709},
+    peak={"fp32": 66.9 * TERA, "bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
+    matmul={"fp32": FP32_SHARE, "bf16": 0.803, "fp8": 0.709},
     attention=(600 * TERA, 500 * TERA),
     hbm=HBM_SHARE * 3.35 * TERA,
     nvlink=365 * GIGA,
@@ -89,8 +92,8 @@ B200: Final = Gpu(
     memory=183359 * MIB,
     watts=1000,
     sms=148,
-    peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 9000 * TERA},
-    matmul={"bf16": 0.776, "fp8": 0.763, "fp4": 0.763},
+    peak={"fp32": 75 * TERA, "bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 9000 * TERA},
+    matmul={"fp32": FP32_SHARE, "bf16": 0.776, "fp8": 0.763, "fp4": 0.763},
     attention=(1360 * TERA, 1130 * TERA),
     hbm=HBM_SHARE * 8.0 * TERA,
     nvlink=680 * GIGA,
@@ -130,13 +133,20 @@ _ALL: Final = (
         H100,
         name="h200",
         memory=143771 * MIB,
-        matmul={"bf16": 0.803, "fp8": 0.734},
+        matmul={"fp32": FP32_SHARE, "bf16": 0.803, "fp8": 0.734},
         hbm=HBM_SHARE * 4.8 * TERA,
     ),
-    _slower(
+    replace(
         H100,
-        "l40s",
-        362 / 989.4,
+        name="gh200",
+        memory=97871 * MIB,  # the one with 96 GB of HBM3; that with 144 GB is as an H200 here
+        watts=900,  # up to: with its Grace CPU
+        matmul={"fp32": FP32_SHARE, "bf16": 0.836, "fp8": 0.776},
+        hbm=HBM_SHARE * 4.0 * TERA,
+    ),
+    replace(
+        _slower(H100, "l40s", 362 / 989.4),
+        peak={"fp32": 91.6 * TERA, "bf16": 362 * TERA, "fp8": 733 * TERA},
         memory=46068 * MIB,
         watts=350,
         sms=142,
@@ -150,8 +160,8 @@ _ALL: Final = (
         memory=189471 * MIB,
         watts=1200,
         sms=152,
-        peak={"bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 10000 * TERA},
-        matmul={"bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
+        peak={"fp32": 80 * TERA, "bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 10000 * TERA},
+        matmul={"fp32": FP32_SHARE, "bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
         attention=(1510 * TERA, 1260 * TERA),
     ),
     replace(
@@ -159,8 +169,17 @@ _ALL: Final = (
         name="b300",
         memory=275040 * MIB,
         watts=1100,
-        peak={"bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 13500 * TERA},
-        matmul={"bf16": 0.786, "fp8": 0.763, "fp4": 0.763},
+        peak={"fp32": 75 * TERA, "bf16": 2250 * TERA, "fp8": 4500 * TERA, "fp4": 13500 * TERA},
+        matmul={"fp32": FP32_SHARE, "bf16": 0.786, "fp8": 0.763, "fp4": 0.763},
+    ),
+    replace(
+        B200,
+        name="gb300",
+        memory=275040 * MIB,
+        watts=1400,
+        peak={"fp32": 80 * TERA, "bf16": 2500 * TERA, "fp8": 5000 * TERA, "fp4": 15000 * TERA},
+        matmul={"fp32": FP32_SHARE, "bf16": 0.729, "fp8": 0.723, "fp4": 0.723},
+        attention=(1510 * TERA, 1260 * TERA),
     ),
 )
 GPUS: Final[dict[str, Gpu]] = {gpu.name: gpu for gpu in _ALL}
@@ -243,7 +262,7 @@ class Tuning:
 
     def fill_of(self, number_format: str) -> int:
         """128 in BF16 and 256 in FP8: two steps of 64 bytes' tiles; an estimate."""
-        return (self.fill or {"bf16": 128, "fp8": 256, "fp4": 512})[number_format]
+        return (self.fill or {"fp32": 64, "bf16": 128, "fp8": 256, "fp4": 512})[number_format]
 
 
 @dataclass(frozen=True)
@@ -252,6 +271,7 @@ class Hardware:
 
     gpu: Gpu
     gpus_per_node: int = 8
+    """Or of a rack, where NVLink joins all of it."""
     network: float = 50.0 * NETWORK_SHARE * GIGA
     """Bytes a second between nodes for each GPU, as NCCL reaches them."""
     tuning: Tuning = Tuning()
@@ -268,6 +288,8 @@ def find_gpu(name: str) -> Gpu:
         ToolkitError: there are no constants for it.
     """
     lowered = name.lower().replace(" ", "-").replace("_", "-")
+    if "a100" in lowered and "40g" in lowered:  # as in A100-SXM4-40GB
+        return GPUS["a100-40gb"]
     for known in sorted(GPUS, key=len, reverse=True):
         if known in lowered:
             return GPUS[known]

@@ -54,7 +54,8 @@ def hardware_of(
             hint="node: {gpus: 8, gpu_type: h100}, or planning: {gpu: h100}",
         )
     rate = planning.network_gbps / 8 if planning.network_gbps else NETWORK[network]
-    hardware = Hardware(find_gpu(name), gpus_per_node, rate * NETWORK_SHARE * GIGA)
+    joined = max(gpus_per_node, planning.nvlink_domain or 0)
+    hardware = Hardware(find_gpu(name), joined, rate * NETWORK_SHARE * GIGA)
     return hardware.calibrated(planning.sustained) if planning.sustained else hardware
 
 

@@ -45,7 +45,7 @@ def tensor(
     hardware = kernels.hardware
     elements = tokens_per_rank(layout) * model.hidden_size * (layout.tp - 1) / layout.tp
     rate = bandwidth(hardware, layout.tp)
-    low = kernels.value if kernels.format == "bf16" or not layout.sequence_parallel else 1
+    low = kernels.value if kernels.format == kernels.wide or not layout.sequence_parallel else 1
     gather, scatter = elements * low / rate, elements * kernels.value / rate
     ring = layout.overlap.tp_comm and layout.sequence_parallel
     chunks = layout.tp if ring else 1
