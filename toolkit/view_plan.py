@@ -23,9 +23,9 @@ from toolkit.plan.sizing import Sizing
 from toolkit.plan.stage_text import layers_text
 
 EXPERTS_NOTE = (
-    "with experts published runs reached 36 to 95 % of such estimates; --calibrate on yours"
+    "with experts published runs reached 36 to 110 % of such estimates; --calibrate on yours"
 )
-"""Measured over estimated tokens a second, of the rows of ``benchmarks/speed.py``."""
+"""Measured over estimated tokens a second: ``benchmarks/speed.py``, with either dispatcher."""
 BAR = 48
 """Width of the bar of a GPU's memory, in characters."""
 PARTS = (

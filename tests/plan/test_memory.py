@@ -1,5 +1,6 @@
 """Memory: against Megatron-LM's tool, against real ranks' tensors, and term by term."""
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from plan_shapes import FP8, preset
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.activations import layer_bytes
 from toolkit.plan.describe import run_of
+from toolkit.plan.layout import is_valid
 from toolkit.plan.memory import StageMemory, largest, logits_bytes, memory_by_stage, with_padding
 from toolkit.plan.schedule import chunks_in_flight
 from toolkit.plan.shape import Fusions, Layout, ModelShape, Precision, Recompute
@@ -304,6 +306,46 @@ CASES = [
 ]
 
 
+SEED = 2405
+
+
+def at_random(count: int) -> list[Case]:
+    """Layouts that nobody chose: drawn from all that there is, kept where the rules take them, and
+    of each way to cut the model no more than one."""
+    draw = random.Random(SEED)
+    kinds = (
+        model(),
+        model(**GPT2),
+        model(num_query_groups=2, untie_embeddings_and_output_weights=False),
+        model(kv_channels=24, qk_layernorm=True, make_vocab_size_divisible_by=1),
+        model(num_query_groups=1, add_qkv_bias=True, num_layers=6),
+        model(**EXPERTS),
+        model(**EXPERTS, moe_layer_freq=[1, 0, 0, 1], moe_shared_expert_intermediate_size=56),
+    )
+    found: dict[tuple[int, ...], Case] = {}
+    while len(found) < count:
+        tp, pp, vpp = draw.choice((1, 2, 4)), draw.choice((1, 2, 3, 4)), draw.choice((None, 2))
+        ranks, kind = tp * pp * draw.choice((1, 2, 3)), draw.choice(kinds)
+        experts = "num_moe_experts" in dict(kind)
+        ep, etp = (draw.choice((1, 2, 4)), draw.choice((None, 1))) if experts else (1, None)
+        case = Case(ranks, tp, pp, vpp, ep, etp, kind, sharded=draw.random() < 0.8)
+        cut = (tp, pp, vpp or 1, ep, etp or 0)
+        if cut in found or cut == (1, 1, 1, 1, 0) or ranks % ((etp or tp) * ep * pp):
+            continue
+        if is_valid(run_of(case.config(), ranks, 1000)):
+            found[cut] = case
+    return list(found.values())
+
+
+RANDOM = at_random(10)
+
+
+def test_the_random_layouts_are_of_many_kinds() -> None:
+    for degree in ("tp", "pp", "vpp", "ep", "sharded"):
+        assert len({getattr(case, degree) for case in RANDOM}) > 1, degree
+    assert len({case.model for case in RANDOM}) > 3
+
+
 @contextmanager
 def rank_of(config: PretrainConfig, rank: int, world_size: int) -> Iterator[None]:
     """This process as one of a world whose collectives do nothing."""
@@ -380,7 +422,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *RANDOM], ids=str)
 def test_exactly_the_tensors_of_real_ranks(case: Case, no_network: None) -> None:
     """Of every rank the weights and gradients, tensor by tensor; of the fullest one of a stage all
     there is, with the padding of the buffers."""
