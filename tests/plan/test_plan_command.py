@@ -127,6 +127,14 @@ OTHERS = {
             "tp_comm_overlap": True,
         }
     },
+    "stages-of-its-own": {
+        "parallel": {
+            "tensor_model_parallel_size": 4,
+            "pipeline_model_parallel_size": 8,
+            "sequence_parallel": True,
+            "pipeline_model_parallel_layout": "Et*10|(t*10|)*6t*10L",
+        }
+    },
     "experts": {
         "model": {"preset": "mixtral-8x7b"},
         "parallel": {"expert_model_parallel_size": 8, "moe_grouped_gemm": True},

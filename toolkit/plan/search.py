@@ -165,6 +165,7 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
     apart = world == given.tp * given.pp  # no gradients to reduce: nothing is said of overlap
     overlap = replace(given.overlap, grad_reduce=given.overlap.grad_reduce or apart)
     plain = replace(given, recompute=Recompute(), fsdp=None, optimizer_instances=1, overlap=overlap)
+    plain = replace(plain, stages=(), stages_mistake=None)
     for tp in _divisors(min(world, gpus_per_node), gpus_per_node):
         if model.num_attention_heads % tp or model.ffn_hidden_size % tp:
             continue

@@ -23,6 +23,7 @@ PARALLEL = {
     "moe_token_dispatcher_type": "moe.token_dispatcher",
     "moe_grouped_gemm": "moe.grouped_gemm",
     "moe_permute_fusion": "moe.permute_fusion",
+    "moe_router_fusion": "moe.router_fusion",
     "moe_shared_expert_overlap": "moe.shared_expert_overlap",
     "overlap_param_gather": "overlap.param_gather",
     "tp_comm_overlap": "overlap.tp_comm",

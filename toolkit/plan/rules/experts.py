@@ -60,6 +60,22 @@ def expert_tensor_parallel_divides_an_expert(run: Run) -> Found:
         )
 
 
+@RULES.rule("tensor_parallel/layers.py: ColumnParallelLinear (weight.allreduce)")
+def experts_cut_otherwise_need_expert_parallel(run: Run) -> Found:
+    """ETP other than TP with EP 1: megatron-core 0.16 takes such experts for dense weights, and
+    sums up their gradients over data-parallel ranks alone; 0.19 does not."""
+    layout = run.layout
+    experts = run.model.num_moe_experts is not None
+    if experts and layout.ep == 1 and layout.expert_tp != layout.tp:
+        yield (
+            ETP,
+            f"{layout.expert_tp} is not tensor_model_parallel_size {layout.tp}, and with"
+            " expert_model_parallel_size 1 megatron-core below 0.19 leaves the gradients of the"
+            " tensor-parallel ranks' experts apart; set expert_model_parallel_size to 2 or more, or"
+            f" this to {layout.tp}",
+        )
+
+
 @RULES.rule("tensor_parallel/layers.py: ColumnParallelLinear (core/utils.py: divide)")
 def tensor_parallel_divides_the_shared_experts(run: Run) -> Found:
     """moe_shared_expert_intermediate_size % TP: shared experts are cut as the attention is."""
