@@ -19,8 +19,9 @@ from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.pipeline.state import read_state
+from toolkit.plan.calibration import calibrate
 from toolkit.plan.hardware import Hardware, find_gpu
-from toolkit.plan.measured import calibrate, read_measured
+from toolkit.plan.measured import read_measured
 from toolkit.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,11 +104,11 @@ def planned(stage: Path) -> str:
         return "- | -"
     try:
         hardware = Hardware(find_gpu(torch.cuda.get_device_name()))
-        found = calibrate(read_measured(stage)[0], hardware)
+        found = calibrate(read_measured(stage), hardware)
     except ToolkitError as error:
         return f"{error.message} | -"
-    told = f"{found.estimated_seconds:.3f} ({found.sustained:.2f} sustained)"
-    return f"{told} | {found.estimated_gib:.1f}"
+    fit, sustained = found.runs[0], found.hardware.tuning.sustained
+    return f"{fit.before:.3f} ({sustained:.2f} sustained) | {fit.allocated_gib:.1f}"
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ plan = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
     name="plan",
     epilog="Examples: toolkit plan configs/llama-3-8b.yaml --cluster dgx-h100 --tokens 15T  |  "
     "toolkit plan my.yaml --cluster dgx-h100 --gpus 1024 --search  |  "
-    "toolkit plan --cluster dgx-h100 --calibrate runs/base  |  "
+    "toolkit plan --cluster dgx-h100 --calibrate runs/small runs/large  |  "
     "toolkit plan --scaling runs/small runs/middle runs/large",
 )
 @verb
@@ -46,8 +46,10 @@ def plan_command(
         str | None, typer.Option(metavar="T", help="For so many tokens: 15T, 300B, 1e12.")
     ] = None,
     calibrate: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN_DIR", help="Fit the constants to a run that was measured."),
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_DIR...", help="Fit the constants to runs that were measured, all at once."
+        ),
     ] = None,
     scaling: Annotated[
         bool,
@@ -61,8 +63,8 @@ def plan_command(
         return
     if cluster is None:
         raise ToolkitError("which GPUs? plan needs a cluster", hint="--cluster dgx-h100")
-    if calibrate is not None:
-        _calibrate(calibrate, cluster, as_json)
+    if calibrate:
+        _calibrate([*calibrate, file, *map(Path, overrides or ())], cluster, as_json)
         return
     if file is None:
         raise ToolkitError("which pipeline? plan needs its file", hint="toolkit plan FILE ...")
@@ -97,18 +99,24 @@ def _scaling(folders: list[Path | None], as_json: bool) -> None:
     show_scaling(console(), runs, law)
 
 
-def _calibrate(folder: Path, cluster: str, as_json: bool) -> None:
+def _calibrate(folders: list[Path | None], cluster: str, as_json: bool) -> None:
     from toolkit.launch.sizing import cluster_hardware
-    from toolkit.plan.measured import calibrate, read_measured
+    from toolkit.plan.calibration import calibrate
+    from toolkit.plan.measured import read_measured
     from toolkit.plan.plain import plain_calibration
     from toolkit.view_runs import show_calibration
 
-    hardware = cluster_hardware(cluster)[0]
-    found = [calibrate(each, hardware) for each in read_measured(folder)]
+    hardware, profile, _ = cluster_hardware(cluster)
+    runs = [each for folder in folders if folder is not None for each in read_measured(folder)]
+    on_gpus = [run for run in runs if run.device != "cpu"]
+    for run in runs if on_gpus else ():
+        if run not in on_gpus:
+            _warn(f"{run.trained.name}: left out, for it ran on CPUs")
+    found = calibrate(on_gpus or runs, hardware)
     if as_json:
-        _print({"runs": [plain_calibration(each) for each in found]})
+        _print(plain_calibration(found))
         return
-    show_calibration(console(), found)
+    show_calibration(console(), found, profile.planning.model_dump(exclude_defaults=True))
 
 
 def _plan_json(question: Question) -> bool:

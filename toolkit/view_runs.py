@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.plan.measured import Calibration
+from toolkit.plan.calibration import Calibration
 from toolkit.plan.scaling import Law, Trained, optima
 from toolkit.view_plan import count_text
 
 
-def show_calibration(console: Console, found: Sequence[Calibration]) -> None:
-    """Print measured against estimated, and what to write into the profile."""
+def show_calibration(console: Console, found: Calibration, planning: Mapping[str, object]) -> None:
+    """Print the runs, measured and estimated, the constants, and the profile's new ``planning``.
+
+    Args:
+        console: the terminal.
+        found: the fit.
+        planning: what the profile says already, which stays unless a constant was found.
+    """
+    console.print(_runs_table(found))
+    console.print()
+    console.print(_constants_table(found))
+    console.print("\nin the cluster's profile:\n")
+    block = {"planning": {**planning, **found.planning()}}
+    console.print(yaml.safe_dump(block, sort_keys=False).rstrip(), highlight=False, markup=False)
+
+
+def _runs_table(found: Calibration) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "measured", "estimated", "sustained", "measured GiB", "estimated GiB"):
+    titles = ("run", "measured", "before", "off", "after", "off", "GiB", "estimated")
+    for title in titles:
         table.add_column(title, justify="left" if title == "run" else "right")
-    for each in found:
+    for fit in found.runs:
+        measured = fit.measured
         table.add_row(
-            each.measured.trained.name,
-            f"{each.measured.step_seconds:.3g} s",
-            f"{each.estimated_seconds:.3g} s",
-            f"{each.sustained:.3f}",
-            f"{each.measured.memory_gib:.1f}",
-            f"{each.estimated_gib:.1f}",
+            measured.trained.name,
+            f"{measured.step_seconds:.3g} s",
+            f"{fit.before:.3g} s",
+            f"{fit.before / measured.step_seconds - 1:+.1%}",
+            f"{fit.after:.3g} s",
+            f"{fit.after / measured.step_seconds - 1:+.1%}",
+            f"{measured.memory_gib:.1f}",
+            f"{fit.allocated_gib:.1f}",
         )
-    console.print(table)
-    middle = sorted(each.sustained for each in found)[len(found) // 2]
-    console.print(f"\nin the cluster's profile: [bold]planning: {{sustained: {middle}}}[/]")
+    return table
+
+
+def _constants_table(found: Calibration) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("constant", "was", "is", ""):
+        table.add_column(title, justify="right" if title in ("was", "is") else "left")
+    for each in found.fitted:
+        sure = f"give or take {each.deviation:.0%}" if each.deviation else "of the worst run"
+        table.add_row(each.key, f"{each.before:.4g}", f"{each.after:.4g}", sure)
+    for key, why in found.left:
+        table.add_row(key, "", "", f"left: {why}")
+    return table
 
 
 ROWS, COLUMNS = 14, 60

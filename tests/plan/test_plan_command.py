@@ -4,8 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +17,8 @@ from toolkit.errors import ToolkitError
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.config import Planning
 from toolkit.plan.cost import cost_of, parse_tokens
-from toolkit.plan.measured import calibrate, read_measured
+from toolkit.plan.measured import read_measured
+from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.sizing import hardware_of
 from toolkit.plan.throughput import Estimator
 from toolkit.view_plan import PARTS
@@ -342,19 +343,31 @@ PETITE = {
 }
 
 
-def finished(folder: Path, seconds: float, *, loss: float = 3.0, steps: int = 10) -> Path:
+def finished(
+    folder: Path,
+    seconds: float,
+    *,
+    loss: float = 3.0,
+    steps: int = 10,
+    device: str = "cuda",
+    reserved: float | None = None,
+    **changes: Any,
+) -> Path:
     """A run's folder as training leaves it, with a step of so many seconds."""
     settings = yaml.safe_load(PIPELINE)["stages"]["base"]
     settings |= {"model": PETITE, "parallel": {}, "train_iters": steps, "data": "corpus"}
+    settings |= changes
     stage = folder / "base"
     (stage / "artifact").mkdir(parents=True)
     written = {"stage": "base", "kind": "pretrain", "fingerprint": "f", "seed": 1, "inputs": {}}
     (stage / "stage.yaml").write_text(yaml.safe_dump(written | {"config": settings}))
-    attempt = {"status": "complete", "device": "cuda", "world_size": 8}
+    attempt = {"status": "complete", "device": device, "world_size": 8}
     state = {"status": "complete", "fingerprint": "f", "attempts": [attempt]}
     (stage / "state.json").write_text(json.dumps(state))
     rows = [{"step": 1, "seconds_per_step": 9 * seconds, "memory_gib": 20.0, "loss": 9.0}]
     rows += [{"step": n, "seconds_per_step": seconds, "loss": loss} for n in range(2, steps)]
+    if reserved is not None:
+        rows[-1]["memory_reserved_gib"] = reserved
     (stage / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     info = {
         "parameters": 500_000_000,
@@ -380,21 +393,46 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
     assert read_measured(folder / "base")[0].trained == found.trained
 
 
-def test_calibrating_finds_the_constant_that_a_run_had(tmp_path: Path) -> None:
-    run = read_measured(finished(tmp_path / "guess", 1.0))[0].run
-    for sustained in (0.4, 0.7, 1.0):
-        estimator = Estimator(run.model, run.precision, H100.calibrated(sustained))
-        seconds = estimator.estimate(run.layout).step_seconds
-        measured = read_measured(finished(tmp_path / f"at{sustained}", seconds))[0]
-        assert calibrate(measured, H100).sustained == pytest.approx(sustained, abs=2e-3)
+def test_several_runs_calibrate_a_profile_and_the_profile_plans_with_it(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    """What is printed for the profile makes the estimates those that were measured."""
+    true = H100.calibrated(sustained=0.6, layer_floor=8e-4)
+    narrow = {"model": PETITE | {"hidden_size": 512, "num_attention_heads": 8}, "seq_length": 1024}
+    folders = []
+    for name, changes in (("wide", {"micro_batch_size": 4}), ("narrow", narrow)):
+        guess = read_measured(finished(tmp_path / f"{name}-guess", 1.0, **changes))[0].run
+        fullest = largest(memory_by_stage(guess.model, guess.layout, guess.precision))
+        reserved = 1.08 * (fullest.total - fullest.margin) / GIB
+        step = Estimator(guess.model, guess.precision, true).estimate(guess.layout).step_seconds
+        made = finished(tmp_path / name, step, reserved=reserved, **changes)
+        folders.append(str(made))
+    command = ["--cluster", files[1], "--calibrate", *folders]
+    out = said(*command)
+    block = yaml.safe_load(out[out.index("planning:") :])["planning"]
+    assert block["gpu_hour"] == 2.5  # what the profile said already stays
+    assert block["sustained"] == pytest.approx(0.6, rel=0.01)
+    assert block["layer_floor"] == pytest.approx(8e-4, rel=0.01)
+    assert block["fragmentation"] == pytest.approx(0.08, rel=0.01)
+    profile = yaml.safe_load(CLUSTER) | {"planning": block}
+    Path(files[1]).write_text(yaml.safe_dump(profile))
+    again = json.loads(said(*command, "--json"))
+    assert [run["run"] for run in again["runs"]] == ["wide/base", "narrow/base"]
+    for run in again["runs"]:
+        step = run["measured"]["step_seconds"]
+        assert run["before"]["step_seconds"] == pytest.approx(step, rel=0.002)
+    assert again["planning"]["fragmentation"] == block["fragmentation"]
 
 
-def test_what_can_not_be_calibrated(tmp_path: Path) -> None:
-    measured = read_measured(finished(tmp_path / "run", 1e-3))[0]
-    with pytest.raises(ToolkitError, match="with the most that the GPUs can do"):
-        calibrate(measured, H100)
-    with pytest.raises(ToolkitError, match="ran on CPUs"):
-        calibrate(replace(measured, device="cpu"), H100)
+def test_runs_on_cpus_say_nothing_of_gpus(files: tuple[str, str], tmp_path: Path) -> None:
+    guess = read_measured(finished(tmp_path / "guess", 1.0))[0].run
+    step = Estimator(guess.model, guess.precision, H100).estimate(guess.layout).step_seconds
+    good, slow = finished(tmp_path / "good", step), finished(tmp_path / "cpu", 9.0, device="cpu")
+    command = ["--cluster", files[1], "--calibrate"]
+    out = said(*command, str(good), str(slow))
+    assert "cpu/base: left out, for it ran on CPUs" in out
+    assert "cpu/base" not in out.partition("constant")[0].partition("run ")[2]
+    assert "ran on CPUs, and the constants are of GPUs" in said(*command, str(slow), code=2)
 
 
 def test_calibrate_and_scaling_as_they_are_typed(tmp_path: Path) -> None:
@@ -402,7 +440,8 @@ def test_calibrate_and_scaling_as_they_are_typed(tmp_path: Path) -> None:
     seconds = Estimator(run.model, run.precision, H100).estimate(run.layout).step_seconds
     folder = finished(tmp_path / "good", seconds)
     out = said("--cluster", "dgx-h100", "--calibrate", str(folder))
-    assert f"planning: {{sustained: {H100.tuning.sustained}" in out
+    assert f"planning:\n  watts: 1275.0\n  sustained: {H100.tuning.sustained}" in out
+    assert "left: no row of metrics has memory_reserved_gib" in out
     folders = [
         str(finished(tmp_path / f"run{n}", 1.0, steps=10 * 4**n, loss=3.5 - 0.3 * n))
         for n in range(4)

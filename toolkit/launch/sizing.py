@@ -101,7 +101,8 @@ def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
             run = _run(loaded, name, config, cluster)
         except ToolkitError:
             continue
-        needed = largest(memory_by_stage(run.model, run.layout, run.precision)).total
+        whole, margin = (run.model, run.layout, run.precision), hardware.tuning.fragmentation
+        needed = largest(memory_by_stage(*whole, fragmentation=margin)).total
         if needed > hardware.gpu.memory:
             found.append(
                 f"{name}: its fullest rank needs about {needed / GIB:.0f} GiB of the"

@@ -60,7 +60,7 @@ class Meter:
             "seconds_per_step": seconds,
             "tokens_per_second": self._tokens / seconds,
             "tflops_per_second": rate,
-            "memory_gib": _memory_gib(self.training.device),
+            **_memory(self.training.device),
         }
         if self._peak is not None:
             row["mfu"] = rate / self._peak
@@ -75,12 +75,19 @@ def _peak(training: Training) -> float | None:
     return peak_tflops(name, fp8=training.config.fp8 is not None)
 
 
-def _memory_gib(device: torch.device) -> float:
-    """The most that any rank has used so far: GPU memory, or resident memory on a CPU."""
-    if device.type == "cuda":
-        used = float(torch.cuda.max_memory_allocated(device))
-    else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+def _memory(device: torch.device) -> dict[str, float]:
+    """The most that any rank has used so far: resident memory on a CPU; on a GPU what its allocator
+    had given out, and what it had reserved for that, fragments included."""
+    if device.type != "cuda":
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"memory_gib": _highest(resident, device)}
+    return {
+        "memory_gib": _highest(torch.cuda.max_memory_allocated(device), device),
+        "memory_reserved_gib": _highest(torch.cuda.max_memory_reserved(device), device),
+    }
+
+
+def _highest(used: int, device: torch.device) -> float:
     highest = torch.tensor(used / 2**30, dtype=torch.float64, device=device)
     distributed.all_reduce(highest, op=distributed.ReduceOp.MAX)
     return float(highest.item())

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from toolkit.stage import Settings
 
+CALIBRATED = ("sustained", "layer_floor", "moe_floor", "fragmentation")
+"""Settings that stand for a constant of the same name (``toolkit.plan.hardware.Tuning``)."""
 Amount = Annotated[float, Field(gt=0)]
 
 
@@ -36,5 +38,14 @@ class Planning(Settings):
         description="GPUs that NVLink joins, where those are more than a node's: 72 for an NVL72.",
     )
     sustained: Annotated[float, Field(gt=0, le=1.5)] | None = Field(
-        default=None, description="What toolkit plan --calibrate found for these GPUs."
+        default=None,
+        description="Of the best rates of matrices and attention, what a training keeps; this and"
+        " the next ones are what toolkit plan --calibrate finds.",
+    )
+    layer_floor: Amount | None = Field(
+        default=None, description="Seconds that the host takes for a layer's forward pass."
+    )
+    moe_floor: Amount | None = Field(default=None, description="The same of a layer with experts.")
+    fragmentation: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Memory that the allocator can't use, over what it gives out."
     )

@@ -4,7 +4,7 @@ What was read off a published table or data sheet says where; what was fitted or
 Of the estimates ``last_wave``, ``handover`` and ``contention`` (and the margin of memory) were
 settled with the published rows and layouts in view, so that these are no blind test of them. The
 rows in BF16 were seen, and not fitted to; those of A100s came when all constants stood.
-``toolkit plan --calibrate RUN_DIR`` fits ``Tuning.sustained`` to a run of one's own.
+``toolkit plan --calibrate RUN_DIR...`` fits some of them to runs of one's own.
 """
 
 from __future__ import annotations
@@ -214,6 +214,11 @@ SCORE_PASSES = (4, 6)
 products, the softmax and the dropout (counted)."""
 
 
+FRAGMENTATION = 0.05
+"""Share of the allocated memory that the allocator can't use. An estimate, settled knowing which
+layouts were published."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What no data sheet says."""
@@ -260,6 +265,8 @@ class Tuning:
     attention_head64: float = 0.72
     """Of the rate with heads of 128, that with heads of 64: the same figures."""
 
+    fragmentation: float = FRAGMENTATION
+
     def fill_of(self, number_format: str) -> int:
         """128 in BF16 and 256 in FP8: two steps of 64 bytes' tiles; an estimate."""
         return (self.fill or {"fp32": 64, "bf16": 128, "fp8": 256, "fp4": 512})[number_format]
@@ -276,9 +283,14 @@ class Hardware:
     """Bytes a second between nodes for each GPU, as NCCL reaches them."""
     tuning: Tuning = Tuning()
 
-    def calibrated(self, sustained: float) -> Hardware:
-        """The same, with another sustained share."""
-        return replace(self, tuning=replace(self.tuning, sustained=sustained))
+    def calibrated(self, *, network: float | None = None, **tuning: float | None) -> Hardware:
+        """The same, with other constants; what is None stays. ``tuning``: fields of ``Tuning``."""
+        given = {name: value for name, value in tuning.items() if value is not None}
+        return replace(
+            self,
+            network=self.network if network is None else network,
+            tuning=replace(self.tuning, **given),  # type: ignore[arg-type]
+        )
 
 
 def find_gpu(name: str) -> Gpu:

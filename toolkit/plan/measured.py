@@ -16,12 +16,9 @@ from toolkit.errors import ToolkitError
 from toolkit.megatron.config import PretrainConfig
 from toolkit.pipeline.state import STAGE_FILE, read_stage_file, read_state
 from toolkit.plan.describe import run_of
-from toolkit.plan.hardware import Hardware
-from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.parameters import active_parameter_count, parameter_count
 from toolkit.plan.scaling import Trained
 from toolkit.plan.shape import Run
-from toolkit.plan.throughput import Estimator
 from toolkit.tracking import METRICS, read_metrics
 
 
@@ -35,7 +32,9 @@ class Measured:
     step_seconds: float
     """Median over the rows of metrics, the first left out."""
     memory_gib: float
-    """The most that a rank's allocator had."""
+    """The most that a rank's allocator had given out."""
+    reserved_gib: float | None
+    """The most that it had taken from the GPU; None where no row says it."""
     device: str
 
 
@@ -88,6 +87,10 @@ def _read(stage: Path) -> Measured:
         trained=trained,
         step_seconds=statistics.median(row["seconds_per_step"] for row in timed[1:] or timed),
         memory_gib=max(row.get("memory_gib", 0.0) for row in timed),
+        reserved_gib=max(
+            (row["memory_reserved_gib"] for row in timed if "memory_reserved_gib" in row),
+            default=None,
+        ),
         device=str(state.attempts[-1].get("device", "cpu")) if state.attempts else "cpu",
     )
 
@@ -102,55 +105,3 @@ def _loss(info: Mapping[str, Any], rows: list[dict[str, Any]]) -> float:
 def _vocabulary(stage: Path) -> int:
     text = (stage / "artifact" / "model.json").read_text(encoding="utf-8")
     return int(json.loads(text)["vocab_size"])
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What one run says of the constants."""
-
-    measured: Measured
-    estimated_seconds: float
-    """With the constants as they were."""
-    sustained: float
-    """With which the estimate is what was measured."""
-    estimated_gib: float
-    """Of the fullest rank, without the margin: what the allocator has."""
-
-
-LEAST, MOST = 0.02, 1.5
-"""Sustained shares that are believed."""
-
-
-def calibrate(measured: Measured, hardware: Hardware) -> Calibration:
-    """Fit the sustained share, so that a run's step takes as long as it did.
-
-    Raises:
-        ToolkitError: the run was on CPUs, or no believable share explains it.
-    """
-    where = str(measured.folder)
-    if measured.device == "cpu":
-        raise ToolkitError("ran on CPUs, and the constants are of GPUs", where=where)
-
-    def seconds(sustained: float) -> float:
-        estimator = Estimator(run.model, run.precision, hardware.calibrated(sustained))
-        return estimator.estimate(run.layout).step_seconds
-
-    run, target = measured.run, measured.step_seconds
-    low, high = LEAST, MOST
-    if not seconds(high) <= target <= seconds(low):
-        raise ToolkitError(
-            f"a step took {target:.3g} s; with the most that the GPUs can do it takes"
-            f" {seconds(high):.3g} s, and with {LEAST:.0%} of it {seconds(low):.3g} s",
-            where=where,
-            hint="is the cluster's profile that of the machine it ran on?",
-        )
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if seconds(middle) > target else (low, middle)
-    fullest = largest(memory_by_stage(run.model, run.layout, run.precision))
-    return Calibration(
-        measured=measured,
-        estimated_seconds=seconds(hardware.tuning.sustained),
-        sustained=round((low + high) / 2, 3),
-        estimated_gib=(fullest.total - fullest.margin) / GIB,
-    )

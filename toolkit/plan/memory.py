@@ -19,6 +19,7 @@ from toolkit.plan.activations import (
     tokens_per_rank,
 )
 from toolkit.plan.buffers import buffers
+from toolkit.plan.hardware import FRAGMENTATION
 from toolkit.plan.parameters import (
     Numel,
     embedding_weights,
@@ -34,8 +35,6 @@ GIB = 2**30
 RUNTIME_BYTES = 4 * GIB
 """CUDA's context and kernels, cuBLAS's and TransformerEngine's workspaces and user buffers, NCCL's
 buffers for each of a run's groups. An estimate, made knowing which layouts were published."""
-FRAGMENTATION = 0.05
-"""Share of the allocated memory that the allocator can't use. An estimate, made like that one."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,18 @@ class StageMemory:
 
 
 def memory_by_stage(
-    model: ModelShape, layout: Layout, precision: Precision, stages: Sequence[int] | None = None
+    model: ModelShape,
+    layout: Layout,
+    precision: Precision,
+    stages: Sequence[int] | None = None,
+    fragmentation: float = FRAGMENTATION,
 ) -> list[StageMemory]:
     """The memory of one rank of each pipeline stage, or of the given ones alone.
 
     Shards are taken to be equal, and padding for nothing; see ``with_padding``.
     """
     chosen = range(layout.pp) if stages is None else stages
-    return [stage_memory(model, layout, precision, stage) for stage in chosen]
+    return [stage_memory(model, layout, precision, stage, fragmentation) for stage in chosen]
 
 
 def with_padding(
@@ -101,9 +104,13 @@ def largest(stages: Sequence[StageMemory]) -> StageMemory:
 
 
 def stage_memory(
-    model: ModelShape, layout: Layout, precision: Precision, stage: int
+    model: ModelShape,
+    layout: Layout,
+    precision: Precision,
+    stage: int,
+    fragmentation: float = FRAGMENTATION,
 ) -> StageMemory:
-    """The memory of one rank of one stage."""
+    """The memory of one rank of one stage; ``fragmentation`` is a share of what is allocated."""
     count = stage_numel(model, layout, stage, model.padded_vocab_size(layout.tp))
     weights = _weight_bytes(count, layout, precision)
     gradients = _gradient_bytes(count, layout, precision)
@@ -113,7 +120,7 @@ def stage_memory(
     stepping = step_width(precision) * _optimizer_share(count, layout)
     temporary = max(temporary, stepping - activations)  # the step comes when these are free again
     allocated = weights + gradients + optimizer + activations + temporary
-    margin = RUNTIME_BYTES + FRAGMENTATION * allocated
+    margin = RUNTIME_BYTES + fragmentation * allocated
     return StageMemory(
         stage, count.total, weights, gradients, optimizer, activations, temporary, margin
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from toolkit.plan.measured import Calibration
+from toolkit.plan.calibration import Calibration, RunFit
 from toolkit.plan.memory import StageMemory
 from toolkit.plan.scaling import FLOPS_PER_PARAMETER, Law, Trained, optima
 from toolkit.plan.search import Candidate, Found, why_slower
@@ -110,13 +110,27 @@ def _candidate(candidate: Candidate, given: Layout, first: Estimate | None) -> P
 
 
 def plain_calibration(found: Calibration) -> Plain:
-    """A run, measured and estimated."""
-    measured = found.measured
+    """Each run, measured and estimated, and the constants."""
+    return {
+        "runs": [_run_fit(each) for each in found.runs],
+        "constants": [asdict(each) for each in found.fitted],
+        "left": dict(found.left),
+        "planning": found.planning(),
+    }
+
+
+def _run_fit(fit: RunFit) -> Plain:
+    measured = fit.measured
     return {
         "run": measured.trained.name,
-        "measured": {"step_seconds": measured.step_seconds, "memory_gib": measured.memory_gib},
-        "estimated": {"step_seconds": found.estimated_seconds, "memory_gib": found.estimated_gib},
-        "sustained": found.sustained,
+        "measured": {
+            "step_seconds": measured.step_seconds,
+            "memory_gib": measured.memory_gib,
+            "memory_reserved_gib": measured.reserved_gib,
+        },
+        "before": {"step_seconds": fit.before},
+        "after": {"step_seconds": fit.after},
+        "estimated": {"memory_gib": fit.allocated_gib},
     }
 
 

@@ -74,7 +74,7 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
         keep: how many to return.
         fsdp: whether Megatron's FSDP is one of the choices.
     """
-    room = estimator.hardware.gpu.memory
+    room, margin = estimator.hardware.gpu.memory, estimator.hardware.tuning.fragmentation
     fitting: list[Candidate] = []
     large: list[Candidate] = []
     unfit: list[tuple[float, int, Layout]] = []
@@ -82,7 +82,7 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
     for layout in _grid(run, estimator.hardware.gpus_per_node, fsdp=fsdp):
         for tried in _lightest_first(run, layout):
             looked_at += 1
-            memory = _fullest(run, tried, room)
+            memory = _fullest(run, tried, room, margin)
             if memory.total <= room:
                 fitting.append(Candidate(estimator.estimate(tried), memory))
                 break
@@ -107,7 +107,8 @@ def _nothing(
     """Why nothing was found: all that is valid is too large, or nothing is valid."""
     for _, _, layout in unfit:
         if is_valid(replace(run, layout=layout)):
-            memory = _fullest(run, layout, float("inf"))
+            margin = estimator.hardware.tuning.fragmentation
+            memory = _fullest(run, layout, float("inf"), margin)
             smallest = Candidate(estimator.estimate(layout), memory)
             return Found((), None, looked_at, smallest)
     given = run.layout
@@ -143,13 +144,14 @@ def cut(layout: Layout) -> tuple[object, ...]:
     return (layout.tp, layout.pp, layout.cp, layout.ep, layout.expert_tp, layout.fsdp)
 
 
-def _fullest(run: Run, layout: Layout, room: float) -> StageMemory:
+def _fullest(run: Run, layout: Layout, room: float, margin: float) -> StageMemory:
     """The fullest of the stages that can be it; the first is enough where it does not fit."""
-    first = memory_by_stage(run.model, layout, run.precision, [0])[0]
+    whole = (run.model, layout, run.precision)
+    first = memory_by_stage(*whole, [0], margin)[0]
     if layout.pp == 1 or first.total > room:
         return first
     others = sorted({1, layout.pp - 1})
-    return largest([first, *memory_by_stage(run.model, layout, run.precision, others)])
+    return largest([first, *memory_by_stage(*whole, others, margin)])
 
 
 def _lightest_first(run: Run, layout: Layout) -> Iterator[Layout]:

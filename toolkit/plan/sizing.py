@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from toolkit.errors import ToolkitError
-from toolkit.plan.config import Planning
+from toolkit.plan.config import CALIBRATED, Planning
 from toolkit.plan.cost import Cost, cost_of
 from toolkit.plan.hardware import GIGA, NETWORK, NETWORK_SHARE, Hardware, find_gpu
 from toolkit.plan.memory import StageMemory, largest, memory_by_stage, with_padding
@@ -56,19 +56,20 @@ def hardware_of(
     rate = planning.network_gbps / 8 if planning.network_gbps else NETWORK[network]
     joined = max(gpus_per_node, planning.nvlink_domain or 0)
     hardware = Hardware(find_gpu(name), joined, rate * NETWORK_SHARE * GIGA)
-    return hardware.calibrated(planning.sustained) if planning.sustained else hardware
+    return hardware.calibrated(**{name: getattr(planning, name) for name in CALIBRATED})
 
 
 def size_run(run: Run, hardware: Hardware, tokens: int, planning: Planning) -> Sizing:
     """Memory, speed and cost of a run that the rules accept."""
     whole = (run.model, run.layout, run.precision)
     estimate = Estimator(run.model, run.precision, hardware).estimate(run.layout)
+    stages = memory_by_stage(*whole, fragmentation=hardware.tuning.fragmentation)
     return Sizing(
         run=run,
         hardware=hardware,
         parameters=parameter_count(run.model),
         active_parameters=active_parameter_count(run.model),
-        memory=tuple(with_padding(stage, *whole) for stage in memory_by_stage(*whole)),
+        memory=tuple(with_padding(stage, *whole) for stage in stages),
         estimate=estimate,
         cost=cost_of(estimate, tokens, hardware.gpu, planning),
     )
