@@ -83,8 +83,12 @@ def run_schedule(training: Training, batches: BatchIterators, *, forward_only: b
 
 
 def forward_step(
-    batches: Iterator[Batch], model: Any, packed: bool = False, joined: bool = False
-) -> tuple[Tensor, Any]:
+    batches: Iterator[Batch],
+    model: Any,
+    packed: bool = False,
+    joined: bool = False,
+    return_schedule_plan: bool = False,
+) -> tuple[Any, Any]:
     """Megatron's ``forward_step_func``: this chunk's output, and the function to its loss.
 
     Args:
@@ -92,6 +96,8 @@ def forward_step(
         model: the chunk.
         packed: whether rows hold several examples, which every chunk must keep apart.
         joined: whether packed rows go through the model as one long row.
+        return_schedule_plan: whether the schedule wants the plan of the work in place of its output
+            (``combined_1f1b.py``, where ``overlap_moe_expert_parallel_comm`` mixes two passes).
     """
     first = get_attr_wrapped_model(model, "pre_process")
     last = get_attr_wrapped_model(model, "post_process")
@@ -100,7 +106,7 @@ def forward_step(
         group = parallel_state.get_context_parallel_group()
         batch = of_rank(batch, group.rank(), group.size())
     inputs, attention = _inputs(batch, joined)
-    output = model(
+    output = (model.build_schedule_plan if return_schedule_plan else model)(
         input_ids=inputs.tokens if inputs and first else None,
         position_ids=inputs.position_ids if inputs and first else None,
         labels=inputs.labels if inputs and last else None,
