@@ -40,6 +40,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from megatron.core.utils import get_batch_on_this_cp_rank
 from packaging.version import Version
 from torch import distributed
@@ -53,7 +54,8 @@ from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.megatron.setup import build_chunks
 from toolkit.plan.describe import run_of
 from toolkit.plan.layout import is_valid, violations
-from toolkit.plan.shape import stage_layers
+from toolkit.plan.parameters import stage_layer_numbers
+from toolkit.plan.shape import Run, stage_layers
 
 CPU = torch.device("cpu")
 
@@ -129,6 +131,29 @@ def megatron_layers(settings: PretrainConfig, built: TransformerConfig) -> tuple
     )
 
 
+def megatron_numbers(settings: PretrainConfig, built: TransformerConfig) -> tuple[Any, ...]:
+    """The number of every chunk's first layer, as megatron-core reckons it, rank by rank."""
+    size, chunks = settings.parallel.pipeline_model_parallel_size, settings.parallel.model_chunks
+    return tuple(
+        tuple(
+            get_transformer_layer_offset(built, vp_stage=c if chunks > 1 else None, pp_rank=r)
+            for c in range(chunks)
+        )
+        for r in range(size)
+    )
+
+
+def own_numbers(run: Run) -> tuple[Any, ...]:
+    """The same by our count, which goes from chunk to chunk round the ranks."""
+    found = []
+    for counts, numbers in zip(
+        stage_layers(run.model, run.layout), stage_layer_numbers(run.model, run.layout), strict=True
+    ):
+        begins = [sum(counts[:chunk]) for chunk in range(len(counts))]
+        found.append(tuple(numbers[b] if c else None for b, c in zip(begins, counts, strict=True)))
+    return tuple(found)
+
+
 def pipelines(count: int) -> Iterator[Settings]:
     """Random pipelines, valid or not."""
     dice = random.Random(7)
@@ -161,6 +186,10 @@ def test_the_layers_of_any_pipeline_agree(monkeypatch: pytest.MonkeyPatch) -> No
             assert wrong <= LATER, changes
             continue
         assert stage_layers(run.model, run.layout) == found, changes
+        theirs = megatron_numbers(settings, build(settings, monkeypatch))
+        for own, others in zip(own_numbers(run), theirs, strict=True):
+            for mine, other in zip(own, others, strict=True):
+                assert mine in (other, None), changes  # where there is a layer
         accepted += 1
     assert refused > 100 and accepted > 50
 
