@@ -118,7 +118,7 @@ EVEN = published(64, 256, 8192, 4, 8, vpp=5)
 
 def test_an_even_pipeline_in_stages_is_as_fast() -> None:
     same = own_stages(EVEN, "Ett|(tt|)*38ttL")
-    assert estimate(same).step_seconds == pytest.approx(estimate(EVEN).step_seconds, rel=0.01)
+    assert estimate(same).spent == estimate(EVEN).spent
     model = preset("llama-3-70b")
     assert memory_by_stage(model, same, BF16) == memory_by_stage(model, EVEN, BF16)
 

@@ -166,6 +166,17 @@ def chunk_layer_kinds(model: ModelShape, layout: Layout, stage: int) -> tuple[tu
     return tuple((count - own, own) for count, own in zip(counts, experts, strict=True))
 
 
+def is_uneven(model: ModelShape, layout: Layout) -> bool:
+    """Whether chunks between the first and the last of the whole pipeline differ in layers."""
+    return _differ(stage_layers(model, layout))
+
+
+@lru_cache(maxsize=4096)
+def _differ(ranks: tuple[tuple[int, ...], ...]) -> bool:
+    row = [own for turn in zip(*ranks, strict=True) for own in turn]
+    return len(set(row[1:-1])) > 1
+
+
 def embedding_weights(model: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[Weight]:
     """Of the first stage."""
     yield Weight("word_embeddings.weight", padded_vocab * model.hidden_size // layout.tp)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from toolkit.plan.breakdown import LABELS
+from toolkit.plan.ends import from_the_last
 from toolkit.plan.layout import is_valid, violations
 from toolkit.plan.memory import StageMemory, largest, memory_by_stage
 from toolkit.plan.shape import Layout, Recompute, Run, Sharding
@@ -30,6 +31,7 @@ EXPERT_RECOMPUTES = (
     Recompute(granularity="selective", modules=("moe",)),
     Recompute(granularity="full", method="uniform", num_layers=1),
 )
+RETRIED = 100  # of the fastest, those that are tried with another last stage, too
 SHORTEST_PART = 2048
 """Tokens below which a context-parallel rank's part of a sequence is not cut further."""
 FULL_SHARDING: Sharding = "optim_grads_params"
@@ -89,6 +91,7 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
             if tried.recompute.granularity is None and memory.total < 2 * room:
                 large.append(Candidate(estimator.estimate(tried), memory))
             unfit.append((memory.total, looked_at, tried))
+    fitting += _from_the_last(run, fitting, estimator)
     best = _valid(run, fitting, keep)
     if not best:
         return _nothing(run, estimator, [c.layout for c in fitting], sorted(unfit), looked_at)
@@ -118,6 +121,18 @@ def _nothing(
     told = [tuple(violations(replace(run, layout=layout))) for layout in tried]
     least = min(told, key=len)
     return Found((), None, looked_at, refused=tuple(f"{v.key}: {v.message}" for v in least))
+
+
+def _from_the_last(run: Run, fitting: list[Candidate], estimator: Estimator) -> list[Candidate]:
+    """Of the fastest that count both ends as layers, those that take both from the last stage."""
+    both = (c for c in fitting if c.layout.account_for_embedding and c.layout.account_for_loss)
+    fastest = heapq.nsmallest(RETRIED, both, key=lambda c: c.estimate.step_seconds)
+    room, found = estimator.hardware.gpu.memory, []
+    for layout in filter(None, (from_the_last(run.model, c.layout) for c in fastest)):
+        memory = _fullest(run, layout, room)
+        if memory.total <= room:
+            found.append(Candidate(estimator.estimate(layout), memory))
+    return found
 
 
 def _valid(run: Run, candidates: list[Candidate], keep: int) -> tuple[Candidate, ...]:

@@ -268,7 +268,7 @@ def stage_layers(model: ModelShape, layout: Layout) -> tuple[tuple[int, ...], ..
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _counted(stages: tuple[str, ...], pp: int) -> tuple[tuple[int, ...], ...]:
     """The decoder layers of each stage; stage after stage goes round the ranks."""
     counts = [stage.count("t") for stage in stages]

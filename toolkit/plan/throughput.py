@@ -17,7 +17,13 @@ from toolkit.plan.compute import (
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import gradient_width, optimizer_width, shards, step_width
-from toolkit.plan.parameters import Numel, chunk_layer_kinds, stage_layer_kinds, stage_numel
+from toolkit.plan.parameters import (
+    Numel,
+    chunk_layer_kinds,
+    is_uneven,
+    stage_layer_kinds,
+    stage_numel,
+)
 from toolkit.plan.schedule import step_seconds
 from toolkit.plan.shape import Layout, ModelShape, Precision, stage_layers
 
@@ -62,7 +68,7 @@ class Estimator:
 
     def estimate(self, layout: Layout) -> Estimate:
         """The speed of a layout that the rules accept."""
-        stages = [self._stage(layout, stage) for stage in _telling_stages(layout)]
+        stages = [self._stage(layout, stage) for stage in _telling_stages(self.model, layout)]
         weights = _weights_of(layout, len(stages))
         middle = _mean([s.spent for s in stages], weights)
         passes = _mean_passes([s.passes for s in stages], weights)
@@ -80,7 +86,7 @@ class Estimator:
 
     def _bubble(self, layout: Layout, passes: Seconds, slowest: float) -> float:
         """Filling and draining; and, where a rank's chunks are uneven, waiting for one another."""
-        if not _is_uneven(layout):
+        if not is_uneven(self.model, layout):
             return (layout.pp - 1) / layout.vpp * passes.both
         times = [
             [self._layers_of(layout, *kinds).passes for kinds in chunk_layer_kinds(*stage)]
@@ -223,7 +229,9 @@ class Estimator:
 
     def _end_of_step(self, layout: Layout, passes: Seconds) -> Breakdown:
         padded = self.model.padded_vocab_size(layout.tp)
-        counts = [stage_numel(self.model, layout, s, padded) for s in _telling_stages(layout)]
+        counts = [
+            stage_numel(self.model, layout, s, padded) for s in _telling_stages(self.model, layout)
+        ]
         count = max(counts, key=lambda c: c.total)
         data = traffic.data(self.kernels, layout, count, passes.forward, passes.backward)
         return Breakdown(data=data, optimizer=self._optimizer(layout, count))
@@ -241,18 +249,10 @@ class Estimator:
         return self.kernels.streamed(moved, 100)
 
 
-def _is_uneven(layout: Layout) -> bool:
-    """Whether stages are given by number; where an end counts as a layer they are even enough."""
-    ends = (layout.first_stage_layers, layout.last_stage_layers)
-    return bool(layout.stages) or any(end is not None for end in ends)
-
-
-def _telling_stages(layout: Layout) -> list[int]:
-    """The first, one from the middle, and the last: the others are as the middle one.
-
-    A layout of its own may have any: all of them.
-    """
-    if layout.stages:
+def _telling_stages(model: ModelShape, layout: Layout) -> list[int]:
+    """The first, one from the middle, and the last: the others are as the middle one, where not
+    all may be different."""
+    if is_uneven(model, layout):
         return list(range(layout.pp))
     return sorted({0, layout.pp // 2, layout.pp - 1})
 
