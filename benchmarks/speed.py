@@ -17,8 +17,8 @@ from rich.table import Table
 
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.shape import Layout, Precision
+from toolkit.plan.stage_text import layout_text
 from toolkit.plan.throughput import Estimator
-from toolkit.view_plan import layout_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "plan"))
 from plan_shapes import FP8, H100, preset

@@ -11,16 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.megatron.pipeline_layout import text_of
 from toolkit.plan.breakdown import LABELS
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.memory import GIB, StageMemory
 from toolkit.plan.scaling import FLOPS_PER_PARAMETER, optima
 from toolkit.plan.search import Candidate, Found, why_slower
 from toolkit.plan.settings import settings_of
-from toolkit.plan.shape import Layout, Run
+from toolkit.plan.shape import Run
 from toolkit.plan.sizing import Sizing
-from toolkit.plan.stage_text import layers_text
+from toolkit.plan.stage_text import layers_text, layout_text
 
 EXPERTS_NOTE = (
     "with experts published runs reached 36 to 110 % of such estimates; --calibrate on yours"
@@ -65,41 +64,6 @@ def _model_text(sizing: Sizing) -> str:
     if sizing.active_parameters != sizing.parameters:
         text += f", {sizing.active_parameters:,} for each token"
     return text
-
-
-def layout_text(layout: Layout) -> str:
-    """A layout in short: ``TP4 PP8 VPP5 DP2, MBS 1, no recomputation``."""
-    degrees = [f"TP{layout.tp}", f"PP{layout.pp}"]
-    for name, size in (("VPP", layout.vpp), ("CP", layout.cp), ("EP", layout.ep)):
-        if size > 1:
-            degrees.append(f"{name}{size}")
-    if layout.expert_tp != layout.tp:
-        degrees.append(f"ETP{layout.expert_tp}")
-    degrees.append(f"{'FSDP' if layout.fsdp else 'DP'}{layout.dp}")
-    return f"{' '.join(degrees)}, MBS {layout.micro_batch_size}{_ends(layout)}{_again(layout)}"
-
-
-def _ends(layout: Layout) -> str:
-    if layout.stages:
-        return f", layout {text_of(layout.stages)}"
-    counted = [
-        name
-        for name, counts in (
-            ("embedding", layout.account_for_embedding),
-            ("loss", layout.account_for_loss),
-        )
-        if counts
-    ]
-    return f", {' and '.join(counted)} as layers" if counted else ""
-
-
-def _again(layout: Layout) -> str:
-    recompute = layout.recompute
-    if recompute.granularity is None:
-        return ""
-    if recompute.granularity == "full":
-        return f", recompute {recompute.method} {recompute.num_layers}"
-    return f", recompute {' '.join(recompute.modules or ('core_attn',))}"
 
 
 def _memory_table(stages: Sequence[StageMemory], hardware: Hardware) -> Table:

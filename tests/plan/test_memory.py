@@ -237,10 +237,10 @@ class Case:
     vpp: int | None = None
     ep: int = 1
     etp: int | None = None
-    ends: tuple[tuple[str, Any], ...] = ()
-    """How uneven stages are said."""
     model: tuple[tuple[str, Any], ...] = ()
     sharded: bool = True
+    ends: tuple[tuple[str, Any], ...] = ()
+    """How uneven stages are said."""
 
     def config(self) -> PretrainConfig:
         return PretrainConfig.model_validate(

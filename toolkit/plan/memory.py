@@ -103,6 +103,18 @@ def largest(stages: Sequence[StageMemory]) -> StageMemory:
     return max(stages, key=lambda s: s.total)
 
 
+def fullest(
+    model: ModelShape, layout: Layout, precision: Precision, room: float, margin: float
+) -> StageMemory:
+    """The fullest of the stages that can be it, where those between the ends are alike; the first
+    is enough where it does not fit into ``room`` bytes."""
+    first = memory_by_stage(model, layout, precision, [0], margin)[0]
+    if layout.pp == 1 or first.total > room:
+        return first
+    others = sorted({1, layout.pp - 1})
+    return largest([first, *memory_by_stage(model, layout, precision, others, margin)])
+
+
 def stage_memory(
     model: ModelShape,
     layout: Layout,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from toolkit.plan.breakdown import LABELS
 from toolkit.plan.ends import from_the_last
 from toolkit.plan.layout import is_valid, violations
-from toolkit.plan.memory import StageMemory, largest, memory_by_stage
+from toolkit.plan.memory import StageMemory, fullest
 from toolkit.plan.shape import Layout, Recompute, Run, Sharding
 from toolkit.plan.throughput import Estimate, Estimator
 
@@ -84,7 +84,7 @@ def search(run: Run, estimator: Estimator, *, keep: int = 6, fsdp: bool = True) 
     for layout in _grid(run, estimator.hardware.gpus_per_node, fsdp=fsdp):
         for tried in _lightest_first(run, layout):
             looked_at += 1
-            memory = _fullest(run, tried, room, margin)
+            memory = fullest(run.model, tried, run.precision, room, margin)
             if memory.total <= room:
                 fitting.append(Candidate(estimator.estimate(tried), memory))
                 break
@@ -111,7 +111,7 @@ def _nothing(
     for _, _, layout in unfit:
         if is_valid(replace(run, layout=layout)):
             margin = estimator.hardware.tuning.fragmentation
-            memory = _fullest(run, layout, float("inf"), margin)
+            memory = fullest(run.model, layout, run.precision, float("inf"), margin)
             smallest = Candidate(estimator.estimate(layout), memory)
             return Found((), None, looked_at, smallest)
     given = run.layout
@@ -127,9 +127,10 @@ def _from_the_last(run: Run, fitting: list[Candidate], estimator: Estimator) -> 
     """Of the fastest that count both ends as layers, those that take both from the last stage."""
     both = (c for c in fitting if c.layout.account_for_embedding and c.layout.account_for_loss)
     fastest = heapq.nsmallest(RETRIED, both, key=lambda c: c.estimate.step_seconds)
-    room, found = estimator.hardware.gpu.memory, []
+    room, margin = estimator.hardware.gpu.memory, estimator.hardware.tuning.fragmentation
+    found = []
     for layout in filter(None, (from_the_last(run.model, c.layout) for c in fastest)):
-        memory = _fullest(run, layout, room)
+        memory = fullest(run.model, layout, run.precision, room, margin)
         if memory.total <= room:
             found.append(Candidate(estimator.estimate(layout), memory))
     return found
@@ -157,16 +158,6 @@ def _valid(run: Run, candidates: list[Candidate], keep: int) -> tuple[Candidate,
 def cut(layout: Layout) -> tuple[object, ...]:
     """What makes a layout another way to cut the model: TP, PP, CP, EP, and FSDP."""
     return (layout.tp, layout.pp, layout.cp, layout.ep, layout.expert_tp, layout.fsdp)
-
-
-def _fullest(run: Run, layout: Layout, room: float, margin: float) -> StageMemory:
-    """The fullest of the stages that can be it; the first is enough where it does not fit."""
-    whole = (run.model, layout, run.precision)
-    first = memory_by_stage(*whole, [0], margin)[0]
-    if layout.pp == 1 or first.total > room:
-        return first
-    others = sorted({1, layout.pp - 1})
-    return largest([first, *memory_by_stage(*whole, others, margin)])
 
 
 def _lightest_first(run: Run, layout: Layout) -> Iterator[Layout]:

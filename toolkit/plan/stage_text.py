@@ -1,9 +1,10 @@
-"""Which pipeline rank has which part of the model, in words."""
+"""A layout in short, and which pipeline rank has which part of the model, in words."""
 
 from __future__ import annotations
 
 from itertools import groupby
 
+from toolkit.megatron.pipeline_layout import text_of
 from toolkit.plan.shape import Layout, ModelShape, stage_layers
 
 
@@ -35,3 +36,38 @@ def _rank_text(chunks: tuple[int, ...], *, first: bool, last: bool) -> str:
         parts[-1] = "output" if parts[-1] == "0" else f"{parts[-1]} + output"
     counted = [(part, len(list(alike))) for part, alike in groupby(parts)]
     return " | ".join(f"{times} x {part}" if times > 1 else part for part, times in counted)
+
+
+def layout_text(layout: Layout) -> str:
+    """A layout in short: ``TP4 PP8 VPP5 DP2, MBS 1, no recomputation``."""
+    degrees = [f"TP{layout.tp}", f"PP{layout.pp}"]
+    for name, size in (("VPP", layout.vpp), ("CP", layout.cp), ("EP", layout.ep)):
+        if size > 1:
+            degrees.append(f"{name}{size}")
+    if layout.expert_tp != layout.tp:
+        degrees.append(f"ETP{layout.expert_tp}")
+    degrees.append(f"{'FSDP' if layout.fsdp else 'DP'}{layout.dp}")
+    return f"{' '.join(degrees)}, MBS {layout.micro_batch_size}{_ends(layout)}{_again(layout)}"
+
+
+def _ends(layout: Layout) -> str:
+    if layout.stages:
+        return f", layout {text_of(layout.stages)}"
+    counted = [
+        name
+        for name, counts in (
+            ("embedding", layout.account_for_embedding),
+            ("loss", layout.account_for_loss),
+        )
+        if counts
+    ]
+    return f", {' and '.join(counted)} as layers" if counted else ""
+
+
+def _again(layout: Layout) -> str:
+    recompute = layout.recompute
+    if recompute.granularity is None:
+        return ""
+    if recompute.granularity == "full":
+        return f", recompute {recompute.method} {recompute.num_layers}"
+    return f", recompute {' '.join(recompute.modules or ('core_attn',))}"
