@@ -81,19 +81,25 @@ def query_groups_divide_the_heads(run: Run) -> Found:
 
 @RULES.rule("models/common/embeddings/rotary_pos_embedding.py: RotaryEmbedding")
 def rotary_positions_turn_pairs(run: Run) -> Found:
-    """(kv_channels x rotary_percent) % 2."""
-    model = run.model
-    channels, percent = model.kv_channels, model.rotary_percent
-    turned = int(channels * percent)
-    if model.position_embedding_type == "rope" and (turned % 2 or not turned):
-        near = [n for n in (turned - turned % 2, turned + 2 - turned % 2) if n]
-        # Rounded up: what is rounded down would turn one channel less.
-        shares = [math.ceil(1e6 * n / channels) / 1e6 for n in near if n <= channels]
+    """kv_channels % 2 where all turn; a share (rotary_percent) that turns a channel at all.
+
+    Of a share an odd channel is turned with the next one, and there is one.
+    """
+    channels, percent = run.model.kv_channels, run.model.rotary_percent
+    if run.model.position_embedding_type != "rope":
+        return
+    if percent == 1 and channels % 2:
         yield (
-            "model.kv_channels" if percent == 1 else "model.rotary_percent",
-            f"rotary positions turn pairs of channels, and kv_channels {channels} x"
-            f" rotary_percent {percent:g} is {turned};"
-            f" {the_nearest(near if percent == 1 or not shares else shares)}",
+            "model.kv_channels",
+            f"rotary positions turn pairs of channels, and {channels} is odd;"
+            f" {the_nearest_multiples(channels, 2)}",
+        )
+    elif not int(channels * percent):
+        least = math.ceil(1e6 / channels) / 1e6
+        yield (
+            "model.rotary_percent",
+            f"{percent:g} of kv_channels {channels} is less than one, and the model would know no"
+            f" positions; the nearest is {least}",
         )
 
 
