@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from layouts import EXPERTS, TWO, parallel
 from pretrain_runs import Stage, make_stage, run_stages, succeeded
-from test_parity_sharing import EXPERTS, TWO, parallel
 
 from toolkit.megatron import checkpoint
 
