@@ -78,6 +78,20 @@ def test_the_exact_gelu_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not given["bias_activation_fusion"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "fused"),
+    [({}, True), ({"add_bias_linear": True}, False), ({"activation_func": "gelu_tanh"}, False)],
+)
+def test_experts_are_fused_where_there_is_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], fused: bool
+) -> None:
+    """The kernel that weighs an expert's output is one of gated SiLU without biases."""
+    whole = {"parallel": {"expert_tensor_parallel_size": 1}}
+    given = on_a_gpu(monkeypatch, {**LLAMA, "num_moe_experts": 4, **changes}, **whole)
+    assert given["bias_activation_fusion"] is fused
+    assert given["activation_func"] is F.silu or not fused
+
+
 def test_what_is_asked_of_the_kernels_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = on_a_gpu(monkeypatch, LLAMA)
     assert plain["cross_entropy_loss_fusion"] and plain["bias_dropout_fusion"]

@@ -33,6 +33,7 @@ from packaging.version import Version
 from torch import distributed
 
 from toolkit.errors import ToolkitError
+from toolkit.megatron import transformer
 from toolkit.megatron.batches import Batch, of_rank
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.setup import build_chunks
@@ -130,6 +131,21 @@ def test_uniform_recomputation_agrees() -> None:
         with pytest.raises(IndexError):
             in_groups(wrong, 8, forward)
     in_groups({**wrong, "recompute_num_layers": 4}, 8, forward)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"model.add_bias_linear": True}, "Bias is not supported for weighted swiglu"),
+     ({"model.activation_func": "gelu_tanh"}, "Only support fusion of swiglu")],
+)  # fmt: skip
+def test_the_fused_activation_of_experts_agrees(
+    changes: Settings, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "_refuse_on_cpu", lambda *_: None)
+    wrong = {EXPERTS: 4, "bias_activation_fusion": True, **changes}
+    assert not is_valid(run_of(config(wrong), 8))
+    with pytest.raises((NotImplementedError, ValueError), match=says):
+        in_groups(wrong, 8, forward)
 
 
 def test_experts_with_tensor_parallelism_agree() -> None:

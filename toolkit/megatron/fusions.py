@@ -50,7 +50,7 @@ def fused_kernels(
     activation, has_kernel = activation_of(model)
     grouped_biases = parallel.moe_grouped_gemm and model.add_bias_linear
     fitting = {
-        "bias_activation_fusion": gpu and has_kernel,
+        "bias_activation_fusion": gpu and has_kernel and _suits_experts(model),
         "bias_dropout_fusion": gpu and not (model.num_moe_experts and grouped_biases),
         "apply_rope_fusion": gpu and model.position_embedding_type == "rope",
         "gradient_accumulation_fusion": gpu and have(ACCUMULATION),
@@ -79,6 +79,12 @@ def fused_kernels(
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
+
+
+def _suits_experts(model: ModelConfig) -> bool:
+    """Whether the experts, if any, are what the kernel that weighs their output is written for."""
+    plain = model.activation_func == "silu" and not model.add_bias_linear
+    return model.num_moe_experts is None or plain
 
 
 def _chosen(settings: KernelSettings, name: str, fitting: bool) -> bool:

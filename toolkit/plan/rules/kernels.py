@@ -34,6 +34,24 @@ def activation_is_one_that_is_fused(run: Run) -> Found:
     yield "bias_activation_fusion", f"{wrong}, or leave this out"
 
 
+@RULES.rule("transformer/mlp.py: MLP.forward; fusions/fused_bias_swiglu.py")
+def activation_of_experts_is_one_that_is_fused(run: Run) -> Found:
+    """bias_activation_fusion with experts that are not gated SiLU, or have biases.
+
+    An expert's output is weighed by the router in the same kernel, and there is one for that.
+    """
+    model = run.model
+    if not run.layout.fusions.bias_activation or model.num_moe_experts is None:
+        return
+    if model.activation_func == "gelu_tanh":
+        wrong = "experts have a fused kernel for gated silu alone, not for gelu_tanh"
+    elif model.add_bias_linear:
+        wrong = "experts have no fused kernel with biases (model.add_bias_linear)"
+    else:
+        return
+    yield "bias_activation_fusion", f"{wrong}; leave this out"
+
+
 @RULES.rule("models/common/embeddings/rope_utils.py: apply_rotary_pos_emb")
 def rotary_kernel_has_rotary_positions(run: Run) -> Found:
     """apply_rope_fusion with learned positions."""
