@@ -10,8 +10,8 @@ from pretrain_runs import Stage, make_stage, run_stages, succeeded
 
 from toolkit.megatron import checkpoint
 
-ITERATIONS = 6
-SAVED = 3
+ITERATIONS = 4
+SAVED = 2
 WAYS: dict[str, dict[str, Any]] = {
     "one": {},
     "expert": parallel(expert=2) | TWO,

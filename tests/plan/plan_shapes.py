@@ -34,7 +34,7 @@ def published(
     **settings: Any,
 ) -> Layout:
     """A layout with all communication overlapped that can be."""
-    overlap = Overlap(grad_reduce=True, param_gather=True, p2p=vpp > 1, tp_comm=True)
+    overlap = Overlap(grad_reduce=True, param_gather=True, p2p=vpp > 1, tp_comm=tp > 1)
     return Layout(
         world_size=world_size,
         global_batch_size=global_batch_size,

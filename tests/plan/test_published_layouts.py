@@ -8,8 +8,11 @@ Megatron-LM" (arXiv:2104.04473), tables 1 and 2. Llama 3: "The Llama 3 Herd of M
 import dataclasses
 from typing import Any
 
+import plan_shapes
+import published_rows
 import pytest
 from layout_cases import CP, PP, SP, TP, VPP, gpu, settings
+from plan_shapes import FP8 as FP8_PARAM
 
 from toolkit.megatron.config import PretrainConfig
 from toolkit.pipeline.schema import model_presets
@@ -96,6 +99,32 @@ def test_a_batch_of_one_sequence_less_is_not(name: str) -> None:
     batch = PUBLISHED[name][3]["global_batch_size"]
     found = {v.rule for v in violations(published(name, global_batch_size=batch - 1))}
     assert "batch-divides" in found
+
+
+SPEEDS = {
+    "Megatron-Bridge": (published_rows.NEWEST, FP8_PARAM),
+    "NeMo of 2024": (published_rows.OF_2024, published_rows.DELAYED),
+    "long sequences": (published_rows.LONG, published_rows.DELAYED),
+    "experts": (published_rows.EXPERTS, published_rows.BF16),
+    "experts in FP8": (published_rows.EXPERTS, FP8_PARAM),
+    "Llama 3": (published_rows.LLAMA_3, published_rows.BF16),
+}
+
+
+@pytest.mark.parametrize("table", list(SPEEDS))
+def test_the_layouts_of_published_speeds_are_accepted(table: str) -> None:
+    rows, precision = SPEEDS[table]
+    for name, layout, *_ in rows:
+        length = max(8192, layout.seq_length)
+        model = plan_shapes.preset(name, max_position_embeddings=length)
+        run = Run(model, layout, precision, H100)
+        assert list(violations(run)) == [], (name, layout)
+
+
+@pytest.mark.parametrize("row", published_rows.SC21, ids=str)
+def test_the_layouts_of_the_weak_scaling_of_sc21_are_accepted(row: tuple[int, ...]) -> None:
+    model, layout, _ = published_rows.of_sc21(row)
+    assert list(violations(Run(model, layout, published_rows.BF16, A100))) == []
 
 
 def test_what_follows_is_as_published() -> None:

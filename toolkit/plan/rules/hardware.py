@@ -104,7 +104,7 @@ def transformer_engine_has_the_recipe(run: Run) -> Found:
 @RULES.rule("transformer/transformer_config.py: __post_init__")
 def transformer_engine_has_the_kernels(run: Run) -> Found:
     """Fused permutation 2.1, routing 2.7, FP8 with grouped GEMM 1.11, recomputed norms in FP8 2.6,
-    delayed gradients 2.3, and 2.8 beside their reduction."""
+    delayed gradients 2.3, and 2.8 beside their reduction; Adam's state in BF16 2.3."""
     moe, installed = run.layout.moe, run.machine.transformer_engine
     modules = set(run.layout.recompute.modules)
     fp8 = run.precision.fp8 is not None
@@ -123,6 +123,8 @@ def transformer_engine_has_the_kernels(run: Run) -> Found:
         ("fp8_dot_product_attention", "2.9.0", attends == "tensorwise"),
         ("fp8_dot_product_attention", "2.15.0", attends == "mxfp8"),
         ("use_precision_aware_optimizer", "1.13.0", run.precision.precision_aware_optimizer),
+        ("exp_avg_dtype", "2.3.0", run.precision.exp_avg_dtype == "bf16"),
+        ("exp_avg_sq_dtype", "2.3.0", run.precision.exp_avg_sq_dtype == "bf16"),
     )
     for key, version, asked in wanted:
         if asked and older(installed, version):
