@@ -328,7 +328,7 @@ def at_random(count: int) -> list[Case]:
         ranks, kind = tp * pp * draw.choice((1, 2, 3)), draw.choice(kinds)
         experts = "num_moe_experts" in dict(kind)
         ep, etp = (draw.choice((1, 2, 4)), draw.choice((None, 1))) if experts else (1, None)
-        case = Case(ranks, tp, pp, vpp, ep, etp, kind, sharded=draw.random() < 0.8)
+        case = Case(ranks, tp, pp, vpp, ep, etp, model=kind, sharded=draw.random() < 0.8)
         cut = (tp, pp, vpp or 1, ep, etp or 0)
         if cut in found or cut == (1, 1, 1, 1, 0) or ranks % ((etp or tp) * ep * pp):
             continue
