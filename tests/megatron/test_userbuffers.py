@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import inspect
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from pretrain_runs import LLAMA
 from pydantic import ValidationError
 
 from toolkit.errors import ToolkitError
+from toolkit.megatron import train
 from toolkit.megatron.config import PretrainConfig
 from toolkit.megatron.transformer import transformer_config
 from toolkit.megatron.userbuffers import buffer_arguments, user_buffers
@@ -136,6 +139,32 @@ def test_a_gpu_without_them_says_what_to_do(
         pass
     assert "UB_SKIPMC" in (caught.value.hint or "")
     assert engine == []
+
+
+def test_the_layers_find_their_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look for them when they are made, and the ranks' groups outlive both."""
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def within(name: str) -> Iterator[torch.device]:
+        order.append(name)
+        yield torch.device("cpu")
+        order.append(f"no {name}")
+
+    def build(*_: object, **__: object) -> SimpleNamespace:
+        order.append("layers")
+        return SimpleNamespace()
+
+    corpus = SimpleNamespace(packed_length=None, vocab_size=300)
+    monkeypatch.setattr(train, "layout_of", lambda *_: None)
+    monkeypatch.setattr(train, "open_corpus", lambda *_: corpus)
+    monkeypatch.setattr(train, "process_groups", lambda *_, **__: within("groups"))
+    monkeypatch.setattr(train, "user_buffers", lambda *_: within("buffers"))
+    monkeypatch.setattr(train, "build_training", build)
+    monkeypatch.setattr(train, "_train", lambda *_: (None, {}))
+    context = SimpleNamespace(world_size=2, rank=1, device="cpu", local_rank=1, seed=1)
+    assert train.run(config(), context) is None  # type: ignore[arg-type]
+    assert order == ["groups", "buffers", "layers", "no buffers", "no groups"]
 
 
 def test_a_cpu_has_none() -> None:
