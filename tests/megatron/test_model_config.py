@@ -157,6 +157,11 @@ def test_kernels_of_gpus_are_refused_on_cpus(numerics: dict[str, Any], says: str
 def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToolkitError, match="fused_weight_gradient_mlp_cuda is not installed"):
         on_a_gpu(monkeypatch, LLAMA, gradient_accumulation_fusion=True)
+    with pytest.raises(ToolkitError, match="flash-attn is not installed"):
+        on_a_gpu(monkeypatch, LLAMA, attention_backend="flash")
+    both = ("transformer_engine", "flash_attn")
+    given = on_a_gpu(monkeypatch, LLAMA, both, attention_backend="flash")
+    assert given["attention_backend"] is AttnBackend.flash
     with pytest.raises(ToolkitError, match="attention_backend: local"):
         on_a_gpu(monkeypatch, LLAMA, attention_backend="local")
 

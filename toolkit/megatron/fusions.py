@@ -25,6 +25,9 @@ FUSIONS = (
 ACCUMULATION = "fused_weight_gradient_mlp_cuda"
 """Apex's module of ``gradient_accumulation_fusion``."""
 
+FLASH = ("flash_attn", "flash_attn_3")
+"""FlashAttention's modules, of its second and third generation."""
+
 
 def gpu_kernels(settings: KernelSettings) -> dict[str, bool]:
     """Which of the settings name kernels that only GPUs have, as a user would write them."""
@@ -57,17 +60,8 @@ def fused_kernels(
         "cross_entropy_loss_fusion": gpu and precision == "bf16",
     }
     found: dict[str, Any] = {name: _chosen(settings, name, fitting[name]) for name in FUSIONS}
-    if found["gradient_accumulation_fusion"] and not have(ACCUMULATION):
-        raise ToolkitError(
-            "gradient_accumulation_fusion: apex's fused_weight_gradient_mlp_cuda is not installed",
-            hint="build apex with its CUDA extensions, or leave the setting out",
-        )
-    if gpu and settings.attention_backend == "local":
-        raise ToolkitError(
-            "attention_backend: local is megatron-core's own attention, and on GPUs the layers are"
-            " TransformerEngine's",
-            hint="auto, flash, fused or unfused",
-        )
+    if gpu:
+        _refuse_missing(settings)
     # megatron-core tells its fused GELU by this function, and computes the tanh approximation.
     tanh = found["bias_activation_fusion"] and activation is not F.silu
     return found | {
@@ -85,6 +79,26 @@ def _suits_experts(model: ModelConfig) -> bool:
     """Whether the experts, if any, are what the kernel that weighs their output is written for."""
     plain = model.activation_func == "silu" and not model.add_bias_linear
     return model.num_moe_experts is None or plain
+
+
+def _refuse_missing(settings: KernelSettings) -> None:
+    """Name the kernels that were asked for and are not there."""
+    if settings.gradient_accumulation_fusion and not have(ACCUMULATION):
+        raise ToolkitError(
+            "gradient_accumulation_fusion: apex's fused_weight_gradient_mlp_cuda is not installed",
+            hint="build apex with its CUDA extensions, or leave the setting out",
+        )
+    if settings.attention_backend == "flash" and not any(map(have, FLASH)):
+        raise ToolkitError(
+            "attention_backend: flash: the package flash-attn is not installed",
+            hint="pip install flash-attn, or take auto or fused",
+        )
+    if settings.attention_backend == "local":
+        raise ToolkitError(
+            "attention_backend: local is megatron-core's own attention, and on GPUs the layers are"
+            " TransformerEngine's",
+            hint="auto, flash, fused or unfused",
+        )
 
 
 def _chosen(settings: KernelSettings, name: str, fitting: bool) -> bool:
