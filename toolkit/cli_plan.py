@@ -47,9 +47,7 @@ def plan_command(
     ] = None,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="RUN_DIR...", help="Fit the constants to runs that were measured, all at once."
-        ),
+        typer.Option(metavar="RUN_DIR...", help="Fit the constants to runs that were measured."),
     ] = None,
     scaling: Annotated[
         bool,
