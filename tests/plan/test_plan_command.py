@@ -451,3 +451,20 @@ def test_calibrate_and_scaling_as_they_are_typed(tmp_path: Path) -> None:
     assert "loss = " in out
     assert out.count("o") > 4
     assert "10 x the largest" in out
+    assert " ± " in out
+    told = json.loads(said("--scaling", "--json", *folders))
+    assert [run["name"] for run in told["runs"]] == [f"run{n}/base" for n in range(4)]
+    assert told["law"]["exponent"] > 0
+    told = json.loads(said("--cluster", "dgx-h100", "--json", "--calibrate", str(folder)))
+    assert told["runs"][0]["sustained"] == pytest.approx(H100.tuning.sustained, abs=2e-3)
+
+
+def test_a_diverged_run_is_named_and_left_out(tmp_path: Path) -> None:
+    losses = (3.5, float("nan"), 3.2, 2.9)
+    folders = [
+        str(finished(tmp_path / f"run{n}", 1.0, steps=10 * 4**n, loss=loss))
+        for n, loss in enumerate(losses)
+    ]
+    out = said("--scaling", *folders)
+    assert "! run1/base: left out, for its loss is nan" in out
+    assert "run1/base " not in out.partition("parameters")[2]

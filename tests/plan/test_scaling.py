@@ -1,6 +1,8 @@
 """Compute-optimal sizes as the papers print them, and power laws through runs."""
 
 import math
+import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +14,7 @@ from toolkit.plan.scaling import (
     BESIROGLU,
     FITS,
     Trained,
+    finite,
     fit_law,
     optima,
 )
@@ -76,10 +79,52 @@ def made(budgets: list[float], floor: float, exponent: float, scale: float) -> l
 
 def test_a_law_is_found_again() -> None:
     law = fit_law(made([1e15, 1e16, 1e17, 1e18, 1e19], 1.7, 0.15, 1e19))
-    assert law.floor == pytest.approx(1.7, abs=0.05)
-    assert law.exponent == pytest.approx(0.15, rel=0.1)
-    assert law.error < 0.005
-    assert law.loss(1e21) == pytest.approx(1.7 + 100**-0.15, abs=0.03)
+    assert law.floor == pytest.approx(1.7, abs=1e-3)
+    assert law.exponent == pytest.approx(0.15, rel=1e-3)
+    assert law.error < 1e-5
+    assert law.loss(1e21) == pytest.approx(1.7 + 100**-0.15, abs=1e-3)
+    assert law.exponent_error == pytest.approx(0, abs=1e-3)
+
+
+def test_how_sure_a_law_is() -> None:
+    """Over many sweeps with noise the truth lies within three standard errors mostly, and the
+    errors are as large as the noise makes them."""
+    draw = random.Random(5)
+    budgets = [1e15 * 10 ** (n / 2) for n in range(8)]
+    runs = made(budgets, 0.0, 0.05, 1e24)
+    within, sizes = 0, []
+    for _ in range(200):
+        law = fit_law([replace(r, loss=r.loss * (1 + draw.gauss(0, 0.003))) for r in runs[:3]])
+        assert law.exponent_error is not None
+        sizes.append(law.exponent_error)
+        within += abs(law.exponent - 0.05) < 3 * law.exponent_error
+    assert within > 150
+    spread = 0.003 / math.sqrt(2 * math.log(10) ** 2 / 4)  # of a least-squares slope
+    assert sorted(sizes)[100] == pytest.approx(spread, rel=0.6)
+
+
+def test_beyond_the_runs_it_is_less_sure() -> None:
+    runs = made([1e15 * 10 ** (n / 2) for n in range(8)], 1.7, 0.2, 1e19)
+    noisy = [replace(r, loss=r.loss + 0.004 * (-1) ** n) for n, r in enumerate(runs)]
+    law = fit_law(noisy)
+    errors = [law.loss_error(flops) for flops in (1e17, 1e19, 1e22)]
+    assert all(error is not None for error in errors)
+    assert errors == sorted(errors, key=float)  # type: ignore[arg-type]
+
+
+def test_runs_of_equal_size_are_one_budget() -> None:
+    """Four runs of two budgets have no floor."""
+    runs = made([1e15, 1e15, 1e17, 1e17], 1.7, 0.15, 1e19)
+    law = fit_law(runs)
+    assert law.floor == 0
+    assert law.loss(1e15) == pytest.approx(runs[0].loss)
+    assert fit_law(made([1e15, 1e17], 1.7, 0.15, 1e19)).exponent_error is None
+
+
+def test_diverged_runs_are_left_out() -> None:
+    runs = made([1e15, 1e16, 1e17], 0.0, 0.05, 1e24)
+    diverged = [replace(runs[0], loss=loss) for loss in (math.nan, math.inf, 0.0)]
+    assert finite([*diverged, *runs]) == runs
 
 
 def test_three_runs_have_no_floor() -> None:
