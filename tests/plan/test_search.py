@@ -11,7 +11,7 @@ from plan_shapes import FP8, H100, preset, published, run
 from toolkit.megatron.pipeline_layout import text_of
 from toolkit.plan.breakdown import Breakdown
 from toolkit.plan.layout import is_valid
-from toolkit.plan.memory import largest, memory_by_stage
+from toolkit.plan.memory import fullest, largest, memory_by_stage
 from toolkit.plan.search import Found, _grid, cut, search, why_slower
 from toolkit.plan.shape import Layout, Overlap, Precision, Run
 from toolkit.plan.throughput import Estimate, Estimator
@@ -73,6 +73,21 @@ def test_what_does_not_fit_is_told() -> None:
     assert found.too_large is not None
     assert found.too_large.memory.total > H100.gpu.memory
     assert found.too_large.estimate.step_seconds < found.best[0].estimate.step_seconds
+
+
+def test_the_fullest_stage_may_be_any_one() -> None:
+    """Experts in a few layers alone: the stage that has them is neither the first nor the last."""
+    layers = 32
+    model = preset("mixtral-8x7b", moe_layers=tuple(16 <= n < 24 for n in range(layers)))
+    given = published(64, 64, 4096, etp=1)
+    estimator = Estimator(model, FP8, H100)
+    whole = run(model, replace(given, pp=4, sequence_parallel=False))
+    found = fullest(model, whole.layout, FP8, H100.gpu.memory, H100.tuning.fragmentation)
+    stages = memory_by_stage(model, whole.layout, FP8)
+    assert found == largest(stages) == stages[2]
+    middle = estimator.estimate(whole.layout)
+    even = Estimator(preset("mixtral-8x7b"), FP8, H100).estimate(whole.layout)
+    assert middle.spent.imbalance > 4 * even.spent.imbalance
 
 
 def test_nothing_fits_on_one_gpu() -> None:

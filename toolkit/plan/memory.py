@@ -28,6 +28,7 @@ from toolkit.plan.parameters import (
     output_weights,
     stage_layer_kinds,
     stage_numel,
+    telling_stages,
 )
 from toolkit.plan.shape import Layout, ModelShape, Precision
 
@@ -106,12 +107,12 @@ def largest(stages: Sequence[StageMemory]) -> StageMemory:
 def fullest(
     model: ModelShape, layout: Layout, precision: Precision, room: float, margin: float
 ) -> StageMemory:
-    """The fullest of the stages that can be it, where those between the ends are alike; the first
-    is enough where it does not fit into ``room`` bytes."""
+    """The fullest of the stages that can be it; the first is enough where it does not fit into
+    ``room`` bytes."""
     first = memory_by_stage(model, layout, precision, [0], margin)[0]
     if layout.pp == 1 or first.total > room:
         return first
-    others = sorted({1, layout.pp - 1})
+    others = [stage for stage, _ in telling_stages(model, layout) if stage]
     return largest([first, *memory_by_stage(model, layout, precision, others, margin)])
 
 

@@ -177,6 +177,23 @@ def _differ(ranks: tuple[tuple[int, ...], ...]) -> bool:
     return len(set(row[1:-1])) > 1
 
 
+def telling_stages(model: ModelShape, layout: Layout) -> tuple[tuple[int, int], ...]:
+    """Pipeline stages that stand for all: each one's number, and how many are like it.
+
+    They are the first and the last, which have the model's ends, and of the others one of each
+    number of layers, dense and with experts: the first of those, which keeps most microbatches.
+    """
+    return _telling(_kinds(stage_layers(model, layout), layout.vpp, model.moe_layers))
+
+
+@lru_cache(maxsize=4096)
+def _telling(kinds: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    last = len(kinds) - 1
+    between = kinds[1:last]
+    alike = [(1 + between.index(kind), between.count(kind)) for kind in dict.fromkeys(between)]
+    return ((0, 1), *alike, *([(last, 1)] if last else []))
+
+
 def embedding_weights(model: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[Weight]:
     """Of the first stage."""
     yield Weight("word_embeddings.weight", padded_vocab * model.hidden_size // layout.tp)

@@ -23,6 +23,7 @@ from toolkit.plan.parameters import (
     is_uneven,
     stage_layer_kinds,
     stage_numel,
+    telling_stages,
 )
 from toolkit.plan.schedule import step_seconds
 from toolkit.plan.shape import Layout, ModelShape, Precision, stage_layers
@@ -68,8 +69,9 @@ class Estimator:
 
     def estimate(self, layout: Layout) -> Estimate:
         """The speed of a layout that the rules accept."""
-        stages = [self._stage(layout, stage) for stage in _telling_stages(self.model, layout)]
-        weights = _weights_of(layout, len(stages))
+        telling = telling_stages(self.model, layout)
+        stages = [self._stage(layout, stage) for stage, _ in telling]
+        weights = [alike / layout.pp for _, alike in telling]
         middle = _mean([s.spent for s in stages], weights)
         passes = _mean_passes([s.passes for s in stages], weights)
         slowest = max(s.passes.both for s in stages)
@@ -229,9 +231,8 @@ class Estimator:
 
     def _end_of_step(self, layout: Layout, passes: Seconds) -> Breakdown:
         padded = self.model.padded_vocab_size(layout.tp)
-        counts = [
-            stage_numel(self.model, layout, s, padded) for s in _telling_stages(self.model, layout)
-        ]
+        telling = telling_stages(self.model, layout)
+        counts = [stage_numel(self.model, layout, stage, padded) for stage, _ in telling]
         count = max(counts, key=lambda c: c.total)
         data = traffic.data(self.kernels, layout, count, passes.forward, passes.backward)
         return Breakdown(data=data, optimizer=self._optimizer(layout, count))
@@ -249,18 +250,6 @@ class Estimator:
         return self.kernels.streamed(moved, 100)
 
 
-def _telling_stages(model: ModelShape, layout: Layout) -> list[int]:
-    """The first, one from the middle, and the last: the others are as the middle one, where not
-    all may be different."""
-    if is_uneven(model, layout):
-        return list(range(layout.pp))
-    return sorted({0, layout.pp // 2, layout.pp - 1})
-
-
-def _weights_of(layout: Layout, stages: int) -> list[float]:
-    if stages == 3:
-        return [1 / layout.pp, (layout.pp - 2) / layout.pp, 1 / layout.pp]
-    return [1 / stages] * stages
 
 
 def _mean(spent: list[Breakdown], weights: list[float]) -> Breakdown:
