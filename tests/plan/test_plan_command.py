@@ -456,7 +456,8 @@ def test_calibrate_and_scaling_as_they_are_typed(tmp_path: Path) -> None:
     assert [run["name"] for run in told["runs"]] == [f"run{n}/base" for n in range(4)]
     assert told["law"]["exponent"] > 0
     told = json.loads(said("--cluster", "dgx-h100", "--json", "--calibrate", str(folder)))
-    assert told["runs"][0]["sustained"] == pytest.approx(H100.tuning.sustained, abs=2e-3)
+    assert told["runs"][0]["measured"]["step_seconds"] == pytest.approx(seconds)
+    assert told["runs"][0]["before"]["step_seconds"] == pytest.approx(seconds)
 
 
 def test_a_diverged_run_is_named_and_left_out(tmp_path: Path) -> None:

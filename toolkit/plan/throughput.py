@@ -250,8 +250,6 @@ class Estimator:
         return self.kernels.streamed(moved, 100)
 
 
-
-
 def _mean(spent: list[Breakdown], weights: list[float]) -> Breakdown:
     found = Breakdown()
     for each, weight in zip(spent, weights, strict=True):
