@@ -52,6 +52,15 @@ def test_llama_3_405b_on_16384_gpus_in_two_seconds(seq_length: int, cp: int) -> 
     assert (8, 16, cp) in [(c.layout.tp, c.layout.pp, c.layout.cp) for c in found.best]
 
 
+def test_experts_on_16384_gpus_in_two_seconds() -> None:
+    """As many layouts again for each way to deal the experts out."""
+    began = time.process_time()
+    found = look("qwen3-235b-a22b", published(16384, 16384, 4096, etp=1))
+    assert time.process_time() - began < 2
+    assert found.looked_at > 5000
+    assert len(found.best) == 5
+
+
 def test_all_that_is_found_is_valid_and_fits() -> None:
     given = published(64, 256, 8192)
     model = preset("llama-3-70b")
