@@ -182,6 +182,7 @@ def test_cuda_connections_follow_the_layout(tmp_path: Path) -> None:
     degrees = {
         "tensor_model_parallel_size: 1": False,
         "context_parallel_size: 2": True,
+        "context_parallel_size: 2, use_megatron_fsdp: true": False,
         "pipeline_model_parallel_size: 2": False,
     }
     for degree, one in degrees.items():

@@ -18,7 +18,10 @@ EXPERTS = {
 MODELS = {"llama": LLAMA, "gpt2": GPT2, "experts": EXPERTS}
 TWO = {"resources": {"ntasks_per_node": 2}}
 FOUR = {"resources": {"ntasks_per_node": 4}}
+TORCH_FSDP = {"use_distributed_optimizer": False, "parallel": {"use_torch_fsdp2": True}}
 EINOPS = find_spec("einops") is not None
+NESTED = ("optimizer-instances", "megatron-fsdp")
+"""How the names begin of what Megatron orders with einops."""
 
 
 def parallel(**degrees: Any) -> dict[str, Any]:
@@ -98,6 +101,28 @@ EXPERT_RANKS = {
     ("experts", "context-expert"): parallel(context=2, expert=2),
     ("experts", "tensor-expert-data"): FOUR | parallel(tensor=2, sequence_parallel=True, expert=2),
 }
+FSDP: dict[tuple[str, str], dict[str, Any]] = {
+    ("experts", "torch-fsdp-context"): TORCH_FSDP
+    | parallel(use_torch_fsdp2=True, context=2, torch_fsdp2_reshard_after_forward=False),
+    ("llama", "torch-fsdp-tensor-sequence"): TORCH_FSDP
+    | FOUR
+    | parallel(use_torch_fsdp2=True, tensor=2, sequence_parallel=True),
+    ("gpt2", "megatron-fsdp"): TWO | parallel(use_megatron_fsdp=True, fsdp_double_buffer=True),
+    ("llama", "megatron-fsdp-tensor-sequence"): FOUR
+    | parallel(
+        use_megatron_fsdp=True,
+        data_parallel_sharding_strategy="optim_grads",
+        tensor=2,
+        sequence_parallel=True,
+    ),
+    ("experts", "megatron-fsdp-expert"): FOUR | parallel(use_megatron_fsdp=True, expert=2),
+    ("llama", "megatron-fsdp-outer"): FOUR
+    | parallel(
+        use_megatron_fsdp=True,
+        num_distributed_optimizer_instances=2,
+        outer_dp_sharding_strategy="optim",
+    ),
+}
 TENSORS = {("llama", "tensor"): parallel(tensor=2)}
-LAYOUTS = TENSORS | PIPELINES | SEQUENCES | RECOMPUTED | OPTIMIZERS | EXPERT_RANKS
+LAYOUTS = TENSORS | PIPELINES | SEQUENCES | RECOMPUTED | OPTIMIZERS | EXPERT_RANKS | FSDP
 """By model and name; the ranks follow from the degrees, or are said."""

@@ -183,7 +183,7 @@ def test_weights_depend_on_the_seed_alone(shape: dict[str, Any]) -> None:
         changed = model.model_copy(update=changes)
         network = build_model(changed, vocab_size=VOCAB)
         torch.rand(7)  # whatever was drawn before must not matter
-        initialize_weights([network], changed, seed)
+        initialize_weights([network], changed, seed, torch.device("cpu"))
         return {name: weight.detach() for name, weight in network.named_parameters()}
 
     with process_groups(ParallelConfig()):
@@ -210,7 +210,7 @@ def test_padding_is_no_token() -> None:
     positions = torch.arange(32).expand(2, 32)
     with process_groups(ParallelConfig()):
         network = build_model(model, vocab_size=VOCAB)
-        initialize_weights([network], model, 1)
+        initialize_weights([network], model, 1, torch.device("cpu"))
         logits = network(tokens, positions, None)
         loss = network(tokens, positions, None, labels=tokens)
         loss.mean().backward()

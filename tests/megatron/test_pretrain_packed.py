@@ -44,6 +44,10 @@ from toolkit.megatron.step import StepResult, run_schedule, train_step
 from toolkit.megatron.train import run
 
 CPU = torch.device("cpu")
+FSDP: dict[str, dict[str, Any]] = {
+    "torch": {"use_distributed_optimizer": False, "parallel": {"use_torch_fsdp2": True}},
+    "megatron": {"parallel": {"use_megatron_fsdp": True}},
+}
 LENGTH = 32
 
 
@@ -331,8 +335,12 @@ def test_every_layout_trains_the_same_on_packed_rows(tmp_path: Path) -> None:
     alone = make_stage(tmp_path / "alone", folder, train_iters=4)
     cut = make_stage(tmp_path / "cut", folder, **settings)
     apart = make_stage(tmp_path / "apart", folder, train_iters=4, resources={"ntasks_per_node": 2})
+    ranks = {"train_iters": 4, "resources": {"ntasks_per_node": 2}}
+    sharded = [
+        make_stage(tmp_path / name, folder, **ranks, **settings) for name, settings in FSDP.items()
+    ]
     succeeded(run_stages([alone]), alone)
-    succeeded(run_stages([cut, apart]), cut)
-    for other in (cut, apart):
+    succeeded(run_stages([cut, apart, *sharded]), cut)
+    for other in (cut, apart, *sharded):
         assert other.rows("loss") == pytest.approx(alone.rows("loss"), rel=1e-5)
         assert other.rows("grad_norm") == pytest.approx(alone.rows("grad_norm"), rel=1e-4)

@@ -1,12 +1,10 @@
 """Configurations on both sides of every rule's boundary: each wrong one, and the same one repaired.
 
-Most go through the settings of a pretrain stage; ``shape`` cases change the described run, for what
-only a machine's profile says.
+Those of FSDP are in ``fsdp_cases``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from toolkit.megatron.config import PretrainConfig
 from toolkit.plan.describe import run_of
 from toolkit.plan.machine import capability_of
-from toolkit.plan.shape import Fusions, Machine, Run
+from toolkit.plan.shape import Machine, Run
 
 BASE: dict[str, Any] = {
     "data": "corpus",
@@ -868,52 +866,4 @@ KERNELS = [
 CASES = [
     *USER_BUFFERS, *KERNELS, *RANKS, *MATRICES, *PIPELINE, *LAYOUTS, *SEQUENCE, *ROUTING, *DISPATCH,
     *MEMORY, *PRECISION, *HARDWARE,
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ShapeCase:
-    """A boundary that a stage's settings can't reach yet."""
-
-    rule: str
-    says: str
-    wrong: Settings
-    right: Settings
-    machine: Machine = field(default=Machine())
-
-    def run(self, changes: Settings) -> Run:
-        run = run_of(config({}), 8, machine=self.machine)
-        layout = {k: v for k, v in changes.items() if hasattr(run.layout, k)}
-        model = {k: v for k, v in changes.items() if hasattr(run.model, k)}
-        precision = {k: v for k, v in changes.items() if hasattr(run.precision, k)}
-        assert len(layout) + len(model) + len(precision) == len(changes)
-        return dataclasses.replace(
-            run,
-            model=dataclasses.replace(run.model, **model),
-            layout=dataclasses.replace(run.layout, **layout),
-            precision=dataclasses.replace(run.precision, **precision),
-        )
-
-
-TORCH_FSDP = {"fsdp": "torch", "distributed_optimizer": False}
-SHAPE_CASES = [
-    ShapeCase("torch-fsdp-stands-alone", "pipeline_model_parallel_size 2; it needs 1",
-              {**TORCH_FSDP, "pp": 2}, {"pp": 1}),
-    ShapeCase("torch-fsdp-stands-alone", "use_distributed_optimizer",
-              {"fsdp": "torch"}, {"distributed_optimizer": False}),
-    ShapeCase("torch-fsdp-stands-alone", "tied embeddings",
-              {**TORCH_FSDP, "untie_embeddings_and_output_weights": False},
-              {"untie_embeddings_and_output_weights": True}),
-    ShapeCase("torch-fsdp-stands-alone", "precision fp16", {**TORCH_FSDP, "weights": "fp16"},
-              {"weights": "bf16"}),
-    ShapeCase("megatron-fsdp-has-the-distributed-optimizer", "needs use_distributed_optimizer",
-              {"fsdp": "megatron", "distributed_optimizer": False},
-              {"distributed_optimizer": True}),
-    ShapeCase("torch-fsdp-accumulates-by-itself", "FSDP2",
-              {**TORCH_FSDP, "fusions": Fusions(gradient_accumulation=True)},
-              {"fusions": Fusions(gradient_accumulation=False)}),
-    ShapeCase("kernels-run-in-order", "the profile sets it to 1", {"fsdp": "megatron"},
-              {"fsdp": None}, gpu("h100", environment=(("CUDA_DEVICE_MAX_CONNECTIONS", "1"),))),
-    ShapeCase("torch-does-not-hang", "needs torch 2.4.0", TORCH_FSDP, {"fsdp": None},
-              gpu("h100", torch="2.3.1")),
 ]  # fmt: skip

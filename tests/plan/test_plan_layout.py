@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from layout_cases import CASES, SHAPE_CASES, TP, Case, ShapeCase, settings
+from fsdp_cases import FSDP_CASES
+from layout_cases import CASES as OTHERS
+from layout_cases import TP, Case, settings
 
 from toolkit.errors import ConfigError
 from toolkit.plan.layout import RULES, is_valid, violations
 from toolkit.plan.stages import load_checked
+
+CASES = [*OTHERS, *FSDP_CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -28,16 +32,8 @@ def test_the_repaired_run_is_accepted(case: Case) -> None:
     assert list(violations(case.right_run)) == []
 
 
-@pytest.mark.parametrize("case", SHAPE_CASES, ids=str)
-def test_what_settings_can_not_say_yet(case: ShapeCase) -> None:
-    found = list(violations(case.run(case.wrong)))
-    assert {v.rule for v in found} == {case.rule}
-    assert case.says in found[0].message
-    assert is_valid(case.run({**case.wrong, **case.right}))
-
-
 def test_there_are_cases_for_every_rule() -> None:
-    tried = {case.rule for case in (*CASES, *SHAPE_CASES)}
+    tried = {case.rule for case in CASES}
     assert tried == {rule.name for rule in RULES}
     assert len(CASES) >= 60
 

@@ -160,8 +160,7 @@ def _stage(
     if not question.search:
         return StageAnswer(name, hardware, wrong, sizing, None, run)
     started = time.perf_counter()
-    shards = "fsdp" in type(config.parallel).model_fields
-    found = search(run, Estimator(run.model, run.precision, hardware), fsdp=shards)
+    found = search(run, Estimator(run.model, run.precision, hardware))
     seconds = time.perf_counter() - started
     if sizing is None and found.best:
         best = replace(run, layout=found.best[0].layout)

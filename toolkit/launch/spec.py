@@ -138,14 +138,14 @@ def layout_environment(config: StageConfig) -> dict[str, str]:
     Megatron-core wants one connection with tensor or context parallelism on GPUs before Blackwell:
     kernels then run in the order in which they were launched, and communication overlaps
     computation (``megatron/core/model_parallel_config.py``; newer GPUs don't mind it). Where
-    experts' tokens travel meanwhile, more connections serve better (Megatron-LM's
-    ``arguments.py``), and none is set.
+    experts' tokens travel meanwhile, or FSDP's weights, more connections serve better
+    (Megatron-LM's ``arguments.py``), and none is set.
     """
     if not isinstance(config, PretrainConfig):
         return {}
     parallel = config.parallel
     shared = parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1
-    in_order = shared and not parallel.overlap_moe_expert_parallel_comm
+    in_order = shared and not parallel.overlap_moe_expert_parallel_comm and not parallel.fsdp
     return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if in_order else {}
 
 

@@ -11,9 +11,13 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
+from megatron.core.distributed import torch_fully_sharded_data_parallel
+from megatron.core.distributed.fsdp import mcore_fsdp_adapter
+from megatron.core.distributed.fsdp.src.megatron_fsdp import megatron_fsdp
 from megatron.core.models import backends
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -22,6 +26,7 @@ from megatron.core.transformer import transformer_block
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
@@ -104,6 +109,12 @@ class _NoStream:
         """The event that this much is done, which it is."""
         return self
 
+    def wait_event(self, event: object) -> None:
+        """Do nothing."""
+
+    def wait(self, stream: object = None) -> None:
+        """Do nothing."""
+
     def synchronize(self) -> None:
         """Do nothing."""
 
@@ -131,7 +142,8 @@ class Norm:
     ) -> Any:
         """Make a ``torch.nn.LayerNorm`` or ``RMSNorm`` over the last dimension."""
         rms = config.normalization == "RMSNorm"
-        norm = (torch.nn.RMSNorm if rms else torch.nn.LayerNorm)(hidden_size, eps=eps)
+        kind = torch.nn.RMSNorm if rms else torch.nn.LayerNorm
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for weight in norm.parameters():
             setattr(weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
         return norm
@@ -147,6 +159,25 @@ def _get_rng_state(device: object = None, clone: bool = False, graph_safe: bool 
 
 def _set_rng_state(state: Tensor, device: object = None, graph_safe: bool = False) -> None:
     torch.set_rng_state(state)
+
+
+class _TorchOnCpu(ModuleType):
+    """torch, whose devices are all the CPU."""
+
+    device = staticmethod(lambda name: CPU)
+
+    def __getattr__(self, name: str) -> Any:
+        """What torch has."""
+        return getattr(torch, name)
+
+
+class _CpuMesh:
+    """Stands in for ``DeviceMesh`` where megatron-core makes one for GPUs."""
+
+    @staticmethod
+    def from_group(group: Any, device_type: str, **options: Any) -> DeviceMesh:
+        """The mesh of these ranks' CPUs."""
+        return DeviceMesh.from_group(group, CPU.type, **options)
 
 
 _set_states = DistributedOptimizer._set_main_param_and_optimizer_states
@@ -196,6 +227,15 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (transformer_block, "LayerNormImpl", Norm),
     # 0.16.1 forgets to define it without TransformerEngine.
     (moe_utils, "te_general_gemm", None),
+    # FSDP's ranks, as torch knows them.
+    (torch_fully_sharded_data_parallel, "DeviceMesh", _CpuMesh),
+    (mcore_fsdp_adapter, "DeviceMesh", _CpuMesh),
+    # 0.16 asks for TransformerEngine's layers, and for the random states of GPUs.
+    (mcore_fsdp_adapter, "TELinear", _NoStream),
+    (mcore_fsdp_adapter.FullyShardedDataParallel, "sync_rng_states_across_tp_group", _nothing),
+    # Megatron's FSDP compares its device with f"cuda:{current_device()}".
+    (megatron_fsdp, "torch", _TorchOnCpu("torch")),
+    (torch.cuda, "current_stream", _no_stream),
     # Tokens to experts: the sizes of the pieces are brought to the CPU on a stream of its own.
     (torch.cuda, "Stream", _no_stream),
     (torch.cuda, "stream", contextlib.nullcontext),

@@ -61,11 +61,12 @@ def initialize_groups(parallel: ParallelConfig, minutes: int, *, gloo: bool = Tr
     Raises:
         ToolkitError: megatron-core orders groups of groups with einops, which is not installed.
     """
-    nested = parallel.num_distributed_optimizer_instances > 1
+    nested = parallel.num_distributed_optimizer_instances > 1 or parallel.use_megatron_fsdp
     if (nested or parallel.hierarchical_context_parallel_sizes) and not find_spec("einops"):
         raise ToolkitError(
-            "num_distributed_optimizer_instances and hierarchical_context_parallel_sizes need the"
-            " package einops, which is not installed here",
+            "num_distributed_optimizer_instances, use_megatron_fsdp and"
+            " hierarchical_context_parallel_sizes need the package einops, which is not installed"
+            " here",
             hint="pip install einops",
         )
     names = (

@@ -56,7 +56,7 @@ def fused_kernels(
         "bias_activation_fusion": gpu and has_kernel and _suits_experts(model),
         "bias_dropout_fusion": gpu and not (model.num_moe_experts and grouped_biases),
         "apply_rope_fusion": gpu and model.position_embedding_type == "rope",
-        "gradient_accumulation_fusion": gpu and have(ACCUMULATION),
+        "gradient_accumulation_fusion": gpu and parallel.fsdp is None and have(ACCUMULATION),
         "cross_entropy_loss_fusion": gpu and precision == "bf16",
     }
     found: dict[str, Any] = {name: _chosen(settings, name, fitting[name]) for name in FUSIONS}

@@ -22,9 +22,7 @@ def load_initial(training: Training, source: Path, wanted: TrainedModel) -> None
         ToolkitError: it is of another model.
     """
     checkpoint.check_model(source, wanted)
-    state.load_weights(training.models, source)
-    # The optimizer keeps copies of the weights in fp32.
-    training.optimizer.reload_model_params()
+    state.start_from(training, source)
     logger.info("started from the weights of %s", source)
 
 

@@ -26,14 +26,19 @@ SCALED_DOWN = ("linear_proj.weight", "linear_fc2.weight")
 
 
 @torch.no_grad()
-def initialize_weights(chunks: Sequence[GPTModel], model: ModelConfig, seed: int) -> None:
-    """Fill all weights: normal matrices, zero biases, unit norms; the same for every layout."""
+def initialize_weights(
+    chunks: Sequence[GPTModel], model: ModelConfig, seed: int, device: torch.device
+) -> None:
+    """Fill all weights: normal matrices, zero biases, unit norms; the same for every layout.
+
+    They are drawn on ``device``, whose random numbers are its own, wherever the weights are.
+    """
     for chunk in chunks:
         for tensor in sharded_weights(chunk):
-            _fill(tensor, model, seed)
+            _fill(tensor, model, seed, device)
 
 
-def _fill(tensor: ShardedTensor, model: ModelConfig, seed: int) -> None:
+def _fill(tensor: ShardedTensor, model: ModelConfig, seed: int, device: torch.device) -> None:
     data = tensor.data
     if data.dim() == 1:
         data.fill_(0.0 if tensor.key.endswith("bias") else 1.0)
@@ -44,22 +49,27 @@ def _fill(tensor: ShardedTensor, model: ModelConfig, seed: int) -> None:
     prepended = tensor.prepend_axis_num
     name = f"{seed}/{tensor.key}/{tensor.global_offset[:prepended]}"
     rows, columns = tensor.global_shape[prepended:]
-    _fill_shard(data, name, std, (rows, columns), tensor.global_offset[prepended:])
+    generator = torch.Generator(device)
+    _fill_shard(data, name, std, (rows, columns), tensor.global_offset[prepended:], generator)
 
 
 def _fill_shard(
-    shard: Tensor, name: str, std: float, shape: tuple[int, int], offset: tuple[int, int]
+    shard: Tensor,
+    name: str,
+    std: float,
+    shape: tuple[int, int],
+    offset: tuple[int, int],
+    generator: torch.Generator,
 ) -> None:
     """Fill ``shard``, which begins at ``offset`` of a matrix of ``shape``, block by block."""
     first, last = offset[0], offset[0] + shard.shape[0]
     columns = slice(offset[1], offset[1] + shard.shape[1])
-    generator = torch.Generator(shard.device)
     for block in range(first // ROWS_PER_BLOCK, -(-last // ROWS_PER_BLOCK)):
         begin = block * ROWS_PER_BLOCK
         digest = hashlib.sha256(f"{name}/{block}".encode()).digest()
         generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         # Always the whole block, so that its values do not depend on where the matrix ends.
-        values = torch.empty(ROWS_PER_BLOCK, shape[1], device=shard.device)
+        values = torch.empty(ROWS_PER_BLOCK, shape[1], device=generator.device)
         values.normal_(0.0, std, generator=generator)
         low, high = max(first, begin), min(last, begin + ROWS_PER_BLOCK)
         shard[low - first : high - first].copy_(values[low - begin : high - begin, columns])

@@ -62,7 +62,8 @@ def build_model(
     )
     if post_process and padded > vocab_size:
         _silence_padding(built, vocab_size)
-    return built.to(device)
+    # FSDP2 moves a layer at a time, and no more than this rank's rows stay on the GPU.
+    return built if parallel.fsdp == "torch" else built.to(device)
 
 
 def block_spec(

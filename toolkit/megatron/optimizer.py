@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from megatron.core.optimizer import (
     ChainedOptimizer,
     OptimizerConfig,
@@ -30,7 +30,7 @@ class NonFiniteGradient(Exception):
 
 
 def build_optimizer(
-    config: PretrainConfig, chunks: Sequence[DistributedDataParallel], precision: str
+    config: PretrainConfig, chunks: Sequence[_BaseDataParallel], precision: str
 ) -> ChainedOptimizer:
     """Adam over the chunks' gradient buffers, its state sharded over data-parallel ranks if asked.
 
@@ -58,6 +58,12 @@ def build_optimizer(
         params_dtype=DTYPES[precision],
     )
     optimizer = get_megatron_optimizer(settings, list(chunks))
+    if not isinstance(optimizer, ChainedOptimizer):  # of Megatron's FSDP it is one alone
+        optimizer = ChainedOptimizer([optimizer])
+    if config.parallel.outer_dp_sharding_strategy != "no_shard":
+        # Every instance has other rows, and Megatron would take the norm over its own.
+        for part in optimizer.chained_optimizers:
+            part.grad_stats_parallel_group = distributed.group.WORLD
     original = optimizer.get_grad_norm
 
     def finite_norm() -> float:

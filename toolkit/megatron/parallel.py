@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from toolkit.megatron.fsdp import FSDPSettings
 from toolkit.megatron.pipeline_layout import LayoutMistake, LayoutSetting, stages_of
 from toolkit.megatron.tensor_overlap import TensorOverlapSettings
 from toolkit.stage import Settings
@@ -111,7 +112,7 @@ class ExpertParallelSettings(Settings):
 
 
 class ParallelConfig(
-    PipelineSettings, SequenceSettings, TensorOverlapSettings, ExpertParallelSettings
+    PipelineSettings, SequenceSettings, TensorOverlapSettings, ExpertParallelSettings, FSDPSettings
 ):
     """How the model is cut over the ranks; what is left over is data parallelism."""
 

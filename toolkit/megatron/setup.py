@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -20,10 +17,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from toolkit.megatron.batches import Sharding
 from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.data_parallel import data_parallel
 from toolkit.megatron.initialize import initialize_weights
 from toolkit.megatron.layout import Layout
 from toolkit.megatron.model import build_model
-from toolkit.megatron.optimizer import build_optimizer, build_scheduler
+from toolkit.megatron.optimizer import build_optimizer, build_scheduler, count_parameters
 from toolkit.megatron.transformer import precision_on
 
 
@@ -35,19 +33,26 @@ class Training:
     layout: Layout
     device: torch.device
     vocab_size: int
-    chunks: list[DistributedDataParallel]
+    chunks: list[_BaseDataParallel]
     """The model's parts on this rank: one, or one for each virtual pipeline stage."""
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     forward_backward: Callable[..., list[Any]]
     """Megatron's schedule: none, 1F1B, or interleaved 1F1B."""
+    parameters: int
+    """Weights of the whole model."""
     packed: bool = False
     """Whether samples are packed rows, whose examples must not see each other."""
 
     @property
     def models(self) -> list[GPTModel]:
-        """The chunks without their gradient buffers."""
-        return [chunk.module for chunk in self.chunks]
+        """The chunks without what reduces their gradients."""
+        found = []
+        for chunk in self.chunks:
+            while not isinstance(chunk, GPTModel):
+                chunk = chunk.module
+            found.append(chunk)
+        return found
 
     @property
     def sharding(self) -> Sharding:
@@ -78,9 +83,12 @@ def build_training(
     models = build_chunks(config, device, vocab_size)
     for model in models:
         model.config.calculate_per_token_loss = packed
-    initialize_weights(models, config.model, seed)
-    gpu = device.type == "cuda"
-    chunks = [_with_gradients(config, layout, model, n > 0, gpu) for n, model in enumerate(models)]
+    initialize_weights(models, config.model, seed, device)
+    parameters = count_parameters(models, device)
+    chunks = [
+        data_parallel(config, layout, model, later=n > 0, gpu=device.type == "cuda")
+        for n, model in enumerate(models)
+    ]
     precision = precision_on(config, device)
     optimizer = build_optimizer(config, chunks, precision)
     for model in models:
@@ -94,6 +102,7 @@ def build_training(
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer),
         forward_backward=get_forward_backward_func(),
+        parameters=parameters,
         packed=packed,
     )
 
@@ -118,30 +127,7 @@ def build_chunks(config: PretrainConfig, device: torch.device, vocab_size: int) 
     ]
 
 
-def _with_gradients(
-    config: PretrainConfig, layout: Layout, model: GPTModel, later_chunk: bool, gpu: bool
-) -> DistributedDataParallel:
-    """Wrap a chunk with the contiguous gradient buffers that are reduced over DP ranks."""
-    parallel = config.parallel
-    overlap = parallel.overlap_grad_reduce
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=config.grad_reduce_in_fp32,
-        overlap_grad_reduce=gpu and layout.copies > 1 if overlap is None else overlap,
-        overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=config.use_distributed_optimizer,
-        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
-        fp8_param_gather=config.fp8_param,
-        reuse_grad_buf_for_mxfp8_param_ag=config.fp8_param and config.fp8_recipe == "mxfp8",
-        check_for_nan_in_grad=False,  # our guard looks, and may skip the batch instead
-    )
-    return DistributedDataParallel(
-        config=model.config, ddp_config=settings, module=model, disable_bucketing=later_chunk
-    )
-
-
-def _connect(
-    settings: Any, chunks: list[DistributedDataParallel], optimizer: ChainedOptimizer
-) -> None:
+def _connect(settings: Any, chunks: list[_BaseDataParallel], optimizer: ChainedOptimizer) -> None:
     """Tell the schedules how to scale the loss, and how to finish and when to hold back gradients.
 
     They ask the model's configuration for it (``schedules.py``).

@@ -10,6 +10,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import apply_factories
 from megatron.core.models.gpt import GPTModel
 
+EXTRA_STATE = "_extra_state"
+"""TransformerEngine's own state of a layer: the history of FP8 scales, else nothing."""
+
 
 def sharding_metadata() -> dict[str, Any]:
     """What every ``sharded_state_dict`` of ours is asked with.
@@ -26,6 +29,11 @@ def sharding_metadata() -> dict[str, Any]:
         "distrib_optim_fully_reshardable_mem_efficient": False,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
+
+
+def model_keys(chunks: int) -> list[str]:
+    """The keys of a rank's chunks in a checkpoint: ``model``, or ``model0`` and on (Megatron's)."""
+    return ["model"] if chunks == 1 else [f"model{n}" for n in range(chunks)]
 
 
 def sharded_weights(chunk: GPTModel) -> Iterator[ShardedTensor]:

@@ -23,18 +23,16 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from toolkit.context import signals_held
 from toolkit.errors import StageError, ToolkitError
-from toolkit.megatron import checkpoint
+from toolkit.megatron import checkpoint, fsdp_state
 from toolkit.megatron.model import accepted
 from toolkit.megatron.optimizer_state import in_form
 from toolkit.megatron.setup import Training
-from toolkit.megatron.sharding import sharding_metadata
+from toolkit.megatron.sharding import EXTRA_STATE, model_keys, sharding_metadata
 
 logger = logging.getLogger(__name__)
 
 FAILURES = (Exception, CheckpointException)
 """The second is no Exception, but what collects the errors of all ranks."""
-EXTRA_STATE = "_extra_state"
-"""TransformerEngine's own state of a layer: the history of FP8 scales, else nothing."""
 
 
 @dataclass
@@ -62,7 +60,7 @@ def save(training: Training, progress: Progress, root: Path) -> Path:
     if distributed.get_rank() == 0:
         checkpoint.begin(root, progress.iteration)
     distributed.barrier()
-    if training.config.parallel.overlap_param_gather:
+    if training.config.parallel.overlap_param_gather and not training.config.parallel.fsdp:
         # What the last update changed would be gathered in the next forward pass.
         for chunk in training.chunks:
             chunk.start_param_sync(force_sync=True)
@@ -133,8 +131,11 @@ def load(training: Training, root: Path, iteration: int) -> Progress:
         del state["rng_state"]
         logger.info("another layout than the checkpoint's: dropout's random states start anew")
     loaded = _readable(dist_checkpointing.load, state, str(folder))
-    _set_weights(training.models, loaded)
-    training.optimizer.load_state_dict(in_form(loaded["optimizer"], training.optimizer))
+    if training.config.parallel.fsdp:
+        fsdp_state.restore(training.chunks, training.models, loaded, training.optimizer)
+    else:
+        _set_weights(training.models, loaded)
+        training.optimizer.load_state_dict(in_form(loaded["optimizer"], training.optimizer))
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same:
         _set_rng_state(loaded["rng_state"], training.device)
@@ -158,13 +159,30 @@ def load_weights(models: Sequence[GPTModel], root: Path, iteration: int | None =
     _set_weights(models, _readable(dist_checkpointing.load, state, str(folder)))
 
 
+def start_from(training: Training, root: Path) -> None:
+    """Take the newest weights of another run's checkpoints; every rank calls this.
+
+    Raises:
+        ToolkitError: the files can't be read.
+    """
+    if training.config.parallel.fsdp:
+        folder = checkpoint.iteration_folder(root, checkpoint.latest_iteration(root))
+        state = fsdp_state.weights(training.chunks, training.models)
+        loaded = _readable(dist_checkpointing.load, state, str(folder))
+        fsdp_state.weights_read(training.chunks, training.models, loaded)
+    else:
+        load_weights(training.models, root)
+    # The optimizer keeps copies of the weights in fp32.
+    training.optimizer.reload_model_params()
+
+
 def model_state(models: Sequence[GPTModel], *, keep_extra_state: bool) -> dict[str, Any]:
     """The sharded state of this rank's chunks: ``model``, or ``model0`` and on (Megatron's keys).
 
     Without FP8 the extra state is empty; leaving it out makes checkpoints of GPUs and CPUs alike.
     """
     states = {}
-    for key, model in zip(_model_keys(models), models, strict=True):
+    for key, model in zip(model_keys(len(models)), models, strict=True):
         state = model.sharded_state_dict(metadata=sharding_metadata())
         states[key] = {
             k: v for k, v in state.items() if keep_extra_state or not k.endswith(EXTRA_STATE)
@@ -172,12 +190,8 @@ def model_state(models: Sequence[GPTModel], *, keep_extra_state: bool) -> dict[s
     return states
 
 
-def _model_keys(models: Sequence[GPTModel]) -> list[str]:
-    return ["model"] if len(models) == 1 else [f"model{n}" for n in range(len(models))]
-
-
 def _set_weights(models: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
-    for key, model in zip(_model_keys(models), models, strict=True):
+    for key, model in zip(model_keys(len(models)), models, strict=True):
         # A chunk of no layers has no weights, and what is loaded then lacks its key.
         result = model.load_state_dict(loaded.get(key, {}), strict=False)
         missing = [k for k in result.missing_keys if not k.endswith(EXTRA_STATE)]
@@ -190,12 +204,16 @@ def _set_weights(models: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
 
 def _state(training: Training, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
     """The whole state, sharded; ``is_loading`` makes room in the optimizer first."""
-    state = model_state(
-        training.models, keep_extra_state=bool(training.config.fp8 or training.config.fp4)
-    )
-    state["optimizer"] = training.optimizer.sharded_state_dict(
-        dict(state), is_loading, metadata=sharding_metadata()
-    )
+    if training.config.parallel.fsdp:
+        state = fsdp_state.whole(
+            training.chunks, training.models, training.optimizer, is_loading=is_loading
+        )
+    else:
+        low = training.config.fp8 or training.config.fp4
+        state = model_state(training.models, keep_extra_state=bool(low))
+        state["optimizer"] = training.optimizer.sharded_state_dict(
+            dict(state), is_loading, metadata=sharding_metadata()
+        )
     state["opt_param_scheduler"] = training.scheduler.state_dict()
     state["rng_state"] = _rng_state(training)
     state["progress"] = asdict(progress)

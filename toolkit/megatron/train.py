@@ -23,7 +23,6 @@ from toolkit.megatron.evaluation import perplexity
 from toolkit.megatron.initial import check_tokenizer, load_initial
 from toolkit.megatron.layout import layout_of, padded_vocab_size
 from toolkit.megatron.loop import Loop
-from toolkit.megatron.optimizer import count_parameters
 from toolkit.megatron.setup import Training, build_training
 from toolkit.megatron.state import Progress
 from toolkit.megatron.userbuffers import user_buffers
@@ -79,12 +78,11 @@ def _train(
     """Load or begin, and loop; returns how far it got and what to record of it."""
     config, root = training.config, context.work / "checkpoints"
     datasets = build_datasets(corpus, config, context.seed, context.work)
-    parameters = count_parameters(training.chunks, training.device)
     if context.rank == 0:
-        logger.info("%s parameters on %s", f"{parameters:,}", training.layout)
+        logger.info("%s parameters on %s", f"{training.parameters:,}", training.layout)
     progress = _resume(training, corpus, root, context)
     Loop(training, datasets, progress, root, context).run()
-    return progress, {"parameters": parameters, "data": datasets.parts}
+    return progress, {"parameters": training.parameters, "data": datasets.parts}
 
 
 def _resume(training: Training, corpus: Corpus, root: Path, context: StageContext) -> Progress:

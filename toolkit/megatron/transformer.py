@@ -74,7 +74,7 @@ def transformer_config(
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
-        use_cpu_initialization=not gpu,
+        use_cpu_initialization=not gpu or parallel.fsdp == "torch",
     )
 
 
@@ -101,6 +101,7 @@ def _refuse_on_cpu(parallel: ParallelConfig, numerics: NumericsSettings) -> None
         "parallel.moe_router_fusion": parallel.moe_router_fusion,
         "parallel.moe_token_dispatcher_type: flex": parallel.moe_token_dispatcher_type == "flex",
         "parallel.moe_shared_expert_overlap": parallel.moe_shared_expert_overlap,
+        "parallel.nccl_ub": parallel.nccl_ub,
         "parallel.overlap_moe_expert_parallel_comm": parallel.overlap_moe_expert_parallel_comm,
         **gpu_kernels(numerics),
     }

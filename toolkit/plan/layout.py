@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from toolkit.plan.rules import (
     dispatch,
     experts,
+    fsdp,
     hardware,
     kernels,
     matrices,
@@ -36,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     *experts.RULES,
     *dispatch.RULES,
     *memory.RULES,
+    *fsdp.RULES,
     *precision.RULES,
     *kernels.RULES,
     *hardware.RULES,

@@ -173,7 +173,8 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
     apart = world == given.tp * given.pp  # no gradients to reduce: nothing is said of overlap
     overlap = replace(given.overlap, grad_reduce=given.overlap.grad_reduce or apart)
     plain = replace(given, recompute=Recompute(), fsdp=None, optimizer_instances=1, overlap=overlap)
-    plain = replace(plain, stages=(), stages_mistake=None)
+    plain = replace(plain, stages=(), stages_mistake=None, sharding=FULL_SHARDING)
+    plain = replace(plain, outer_sharding="no_shard", fsdp_double_buffer=False, nccl_ub=False)
     for tp in _divisors(min(world, gpus_per_node), gpus_per_node):
         if model.num_attention_heads % tp or model.ffn_hidden_size % tp:
             continue
@@ -184,12 +185,12 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
                     tp=tp,
                     cp=cp,
                     ep=ep,
-                    etp=1 if model.num_moe_experts else None,
+                    etp=1 if model.num_moe_experts and tp > 1 else None,
                     sequence_parallel=tp > 1,
                     overlap=replace(plain.overlap, tp_comm=plain.overlap.tp_comm and tp > 1),
                 )
                 yield from _pipelines(run, base)
-                if fsdp and ep == 1:
+                if fsdp and ep == 1 and world > tp:
                     yield from _fsdp(base)
 
 
@@ -216,8 +217,8 @@ def _fsdp(base: Layout) -> Iterator[Layout]:
         base,
         pp=1,
         vpp=1,
+        distributed_optimizer=True,
         fsdp="megatron",
-        sharding=FULL_SHARDING,
         overlap=replace(base.overlap, p2p=False),
         first_stage_layers=None,
         last_stage_layers=None,

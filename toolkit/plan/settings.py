@@ -29,9 +29,13 @@ PARALLEL = {
     "tp_comm_overlap": "overlap.tp_comm",
     "overlap_moe_expert_parallel_comm": "overlap.moe_expert_parallel_comm",
     "delay_wgrad_compute": "overlap.delay_wgrad_compute",
-    "fsdp": "fsdp",
+    "data_parallel_sharding_strategy": "sharding",
+    "outer_dp_sharding_strategy": "outer_sharding",
+    "fsdp_double_buffer": "fsdp_double_buffer",
+    "nccl_ub": "nccl_ub",
 }
 """By the names of a stage's ``parallel``, what a layout calls them."""
+FSDP = {"megatron": "use_megatron_fsdp", "torch": "use_torch_fsdp2"}
 RECOMPUTE = {
     "recompute_granularity": "granularity",
     "recompute_method": "method",
@@ -51,6 +55,8 @@ def settings_of(layout: Layout, given: Layout) -> dict[str, object]:
     found: dict[str, object] = {}
     if layout.micro_batch_size != given.micro_batch_size:
         found["micro_batch_size"] = layout.micro_batch_size
+    if layout.distributed_optimizer != given.distributed_optimizer:
+        found["use_distributed_optimizer"] = layout.distributed_optimizer
     found["parallel"] = _parallel(layout)
     for name, field in RECOMPUTE.items():
         new, old = getattr(layout.recompute, field), getattr(given.recompute, field)
@@ -66,6 +72,8 @@ def _parallel(layout: Layout) -> dict[str, object]:
         for name, field in PARALLEL.items()
         if attrgetter(field)(layout) != attrgetter(field)(plain)
     }
+    if layout.fsdp is not None:
+        found[FSDP[layout.fsdp]] = True
     if layout.expert_tp != layout.tp:
         found["expert_tensor_parallel_size"] = layout.expert_tp
     if layout.cp > 1 and layout.cp_comm_type != plain.cp_comm_type:

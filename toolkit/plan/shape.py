@@ -160,6 +160,10 @@ class Layout:
     fsdp: Literal["megatron", "torch"] | None = None
     sharding: Sharding = "optim_grads_params"
     """What Megatron's FSDP shards over the data-parallel ranks."""
+    outer_sharding: Literal["no_shard", "optim"] = "no_shard"
+    """What Megatron's FSDP shards over ``optimizer_instances``, too."""
+    fsdp_double_buffer: bool = False
+    nccl_ub: bool = False
     recompute: Recompute = field(default=Recompute())
     overlap: Overlap = field(default=Overlap())
     moe: MoeKernels = field(default=MoeKernels())

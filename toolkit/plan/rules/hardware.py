@@ -138,7 +138,7 @@ def torch_does_not_hang(run: Run) -> Found:
         key = "parallel.overlap_moe_expert_parallel_comm"
         yield key, f"hangs with torch before 2.6.0, and here is {run.machine.torch}"
     if run.layout.fsdp == "torch" and older(run.machine.torch, "2.4.0"):
-        yield "parallel.fsdp", f"torch (FSDP2) needs torch 2.4.0, and here is {run.machine.torch}"
+        yield "parallel.use_torch_fsdp2", f"needs torch 2.4.0, and here is {run.machine.torch}"
 
 
 @RULES.rule(
@@ -192,7 +192,8 @@ def kernels_run_in_order(run: Run) -> Found:
     given = dict(machine.environment).get(CONNECTIONS)
     if layout.fsdp is not None:
         if given == "1":
-            yield "parallel.fsdp", f"needs {CONNECTIONS} above 1 or unset; the profile sets it to 1"
+            key = f"parallel.use_{'torch_fsdp2' if layout.fsdp == 'torch' else 'megatron_fsdp'}"
+            yield key, f"needs {CONNECTIONS} above 1 or unset; the profile sets it to 1"
         return
     old = machine.capability is not None and machine.capability < (10, 0)
     if old and (layout.tp > 1 or layout.cp > 1) and given not in (None, "1"):

@@ -1,4 +1,4 @@
-"""What saves memory: recomputation, the sharded optimizer, and FSDP."""
+"""What saves memory: recomputation and the sharded optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from toolkit.plan.shape import Run, stage_layers
 RULES = RuleBook()
 CONFIG = "transformer/transformer_config.py: __post_init__"
 ARGUMENTS = "Megatron-LM arguments.py: validate_args"
-FSDP = "parallel.fsdp"
 MODULES = "recompute_modules"
 EXPERT_MODULES = ("moe", "moe_act", "shared_experts")
 
@@ -119,7 +118,7 @@ def gathered_parameters_are_sharded(run: Run) -> Found:
     layout, key = run.layout, "parallel.overlap_param_gather"
     if not layout.overlap.param_gather:
         return
-    if not layout.distributed_optimizer and layout.fsdp is None:
+    if not layout.distributed_optimizer:
         yield key, "gathers what the distributed optimizer shards; set use_distributed_optimizer"
     if not layout.overlap.grad_reduce:
         yield key, "needs overlap_grad_reduce, which is off or has nobody to reduce with"
@@ -162,30 +161,3 @@ def main_gradients_match_the_reduction(run: Run) -> Found:
             "main_grads_dtype",
             "bf16 gradients can't be accumulated in FP32; set grad_reduce_in_fp32 to false",
         )
-
-
-@RULES.rule(ARGUMENTS)
-def torch_fsdp_stands_alone(run: Run) -> Found:
-    """FSDP2: PP 1, EP 1, no distributed optimizer, untied embeddings, no fp16."""
-    layout = run.layout
-    if layout.fsdp != "torch":
-        return
-    wrong = {
-        f"pipeline_model_parallel_size {layout.pp}; it needs 1": layout.pp > 1,
-        f"expert_model_parallel_size {layout.ep}; it needs 1": layout.ep > 1,
-        "use_distributed_optimizer, which shards the state already": layout.distributed_optimizer,
-        "tied embeddings; set model.untie_embeddings_and_output_weights to true": not (
-            run.model.untie_embeddings_and_output_weights
-        ),
-        "precision fp16; it takes bf16 or fp32": run.precision.weights == "fp16",
-    }
-    for sentence, found in wrong.items():
-        if found:
-            yield FSDP, f"torch (FSDP2) can't go with {sentence}"
-
-
-@RULES.rule(ARGUMENTS)
-def megatron_fsdp_has_the_distributed_optimizer(run: Run) -> Found:
-    """Megatron-FSDP without the distributed optimizer."""
-    if run.layout.fsdp == "megatron" and not run.layout.distributed_optimizer:
-        yield FSDP, "megatron needs use_distributed_optimizer: true"
