@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from toolkit.errors import ConfigError
-from toolkit.launch import machine
 from toolkit.launch.check import load_for
 from toolkit.launch.cluster import Cluster
 from toolkit.launch.machine import cuda_of, machine_of
@@ -60,7 +59,7 @@ def test_without_a_container_the_packages_are_those_here(monkeypatch: pytest.Mon
             raise metadata.PackageNotFoundError(name)
         return here[name]
 
-    monkeypatch.setattr(machine.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     found = machine_of(cluster())
     assert (found.torch, found.cuda, found.transformer_engine) == ("2.9.1+cu128", "12.8", None)
     assert found.megatron_core == "0.16.1"

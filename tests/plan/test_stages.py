@@ -1,5 +1,6 @@
 """The plan: layout arithmetic, and layouts that can't work, reported with the other mistakes."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,17 @@ def test_the_phases_of_a_stage_that_spreads_over_ranks(tmp_path: Path) -> None:
 def test_a_single_process_stage_refuses_ranks(tmp_path: Path) -> None:
     found = mistakes(tmp_path, "stages.vocabulary.resources.ntasks_per_node=2")
     assert "runs as one process" in found["stages.vocabulary.resources"]
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.16.1", True), ("0.19.2", False)])
+def test_a_run_here_is_held_to_the_megatron_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, refused: bool
+) -> None:
+    """4 layers in chunks of 3: from 0.19 on the last chunk may be a smaller one."""
+    monkeypatch.setattr(metadata, "version", lambda name: {"megatron-core": version}[name])
+    full = {"granularity": "full", "method": "uniform", "num_layers": "3"}
+    asked = [f"stages.base.recompute_{name}={value}" for name, value in full.items()]
+    if refused:
+        assert "stages.base.recompute_num_layers" in mistakes(tmp_path, *asked)
+    else:
+        assert plan(tmp_path, *asked)["base"].ranks == 1

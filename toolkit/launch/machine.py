@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from toolkit.launch.cluster import Cluster
-from toolkit.plan.machine import capability_of
+from toolkit.plan.machine import capability_of, installed
 from toolkit.plan.shape import Machine
 
 PACKAGES = {
@@ -23,7 +21,7 @@ def machine_of(cluster: Cluster) -> Machine:
     """
     said = {name: getattr(cluster.software, name) for name in (*PACKAGES, "cuda")}
     if cluster.container.runtime == "none" and cluster.node.gpus:
-        here = {name: _installed(package) for name, package in PACKAGES.items()}
+        here = {name: installed(package) for name, package in PACKAGES.items()}
         here["cuda"] = cuda_of(here["torch"])
         said = {name: version or here[name] for name, version in said.items()}
     return Machine(
@@ -39,10 +37,3 @@ def cuda_of(torch: str | None) -> str | None:
     """The CUDA that a build of torch was made for: ``2.13.0+cu129`` is ``12.9``."""
     build = (torch or "").partition("+cu")[2]
     return f"{build[:-1]}.{build[-1]}" if build.isdigit() else None
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
+from toolkit.plan.shape import Machine
+
 CAPABILITIES: tuple[tuple[str, tuple[int, int]], ...] = (
     ("gb300", (10, 3)),
     ("b300", (10, 3)),
@@ -38,3 +42,16 @@ def capability_of(gpu_type: str | None) -> tuple[int, int] | None:
     """The compute capability of a GPU by its type in Slurm's gres; None where it is not known."""
     name = (gpu_type or "").lower().replace("-", "_").replace(" ", "_")
     return next((found for part, found in CAPABILITIES if part in name), None) if name else None
+
+
+def installed(package: str) -> str | None:
+    """The version of a package in this environment, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def this_machine() -> Machine:
+    """What ranks that are started here have, as far as it matters without a GPU."""
+    return Machine(megatron_core=installed("megatron-core"))

@@ -17,6 +17,7 @@ from toolkit.pipeline.source import Source
 from toolkit.plan.datasets import dataset_problems, export_problems
 from toolkit.plan.describe import run_of
 from toolkit.plan.layout import violations
+from toolkit.plan.machine import this_machine
 from toolkit.plan.shape import Machine
 from toolkit.plan.stage_text import layers_text
 from toolkit.stage import FINISH, StageConfig
@@ -58,11 +59,12 @@ def stage_problems(
         name: the stage's.
         config: its settings.
         source: the pipeline file, for places.
-        machine: where it will run; what a GPU can't do is not looked for without it.
+        machine: where it will run; by default here, and what a GPU can't do is not looked for.
     """
     prefix = ("stages", name)
     if isinstance(config, PretrainConfig):
-        for found in violations(run_of(config, config.world_size(), machine=machine)):
+        run = run_of(config, config.world_size(), machine=machine or this_machine())
+        for found in violations(run):
             place = (*prefix, *found.key.split("."))
             yield source.problem(place, found.message, f"rule {found.rule}: {found.source}")
         for key, message in dataset_problems(config, source.data["stages"]):

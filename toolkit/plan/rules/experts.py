@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolkit.plan.rules.hardware import has_megatron
 from toolkit.plan.rules.rule import (
     EP,
     ETP,
@@ -65,8 +66,9 @@ def experts_cut_otherwise_need_expert_parallel(run: Run) -> Found:
     """ETP other than TP with EP 1: megatron-core 0.16 takes such experts for dense weights, and
     sums up their gradients over data-parallel ranks alone; 0.19 does not."""
     layout = run.layout
-    experts = run.model.num_moe_experts is not None
-    if experts and layout.ep == 1 and layout.expert_tp != layout.tp:
+    if run.model.num_moe_experts is None or has_megatron(run, "0.19"):
+        return
+    if layout.ep == 1 and layout.expert_tp != layout.tp:
         yield (
             ETP,
             f"{layout.expert_tp} is not tensor_model_parallel_size {layout.tp}, and with"
