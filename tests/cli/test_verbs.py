@@ -5,7 +5,7 @@ import errno
 import pytest
 import typer
 
-from toolkit.verbs import verb
+from toolkit.cli.verbs import verb
 
 
 @pytest.mark.parametrize(

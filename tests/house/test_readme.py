@@ -71,7 +71,7 @@ def test_the_tree_is_the_checkout_s() -> None:
         for p in (ROOT / "toolkit").iterdir()
         if (p.is_dir() and (p / "__init__.py").exists()) or p.suffix == ".py"
     }
-    assert shown == there - {"__init__.py", "share.py", "view.py"}
+    assert shown == there - {"__init__.py", "share.py"}
 
 
 def test_every_verb_and_target_that_it_names_exists() -> None:

@@ -12,8 +12,8 @@ import profiles
 import pytest
 from profiles import CPU, GPU, IMAGE, RUN, profile, rendered
 
+from toolkit.cli.verbs import console
 from toolkit.launch.preflight_table import preflight_table
-from toolkit.verbs import console
 
 ON = {"preflight": {"enabled": True, "timeout_seconds": 40, "min_shm": None}}
 FAKES = {

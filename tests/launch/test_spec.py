@@ -9,7 +9,7 @@ from toolkit.launch.spec import LaunchSpec, launch_specs, run_specs
 from toolkit.pipeline.loading import load_pipeline
 from toolkit.pipeline.run import Run, plan_run
 from toolkit.pipeline.state import read_state
-from toolkit.view import RunView
+from toolkit.view.run import RunView
 
 TEXT = """\
 name: test

@@ -21,7 +21,7 @@ from toolkit.plan.measured import read_measured
 from toolkit.plan.memory import GIB, largest, memory_by_stage
 from toolkit.plan.sizing import hardware_of
 from toolkit.plan.throughput import Estimator
-from toolkit.view_plan import PARTS
+from toolkit.view.plan import PARTS
 
 PIPELINE = """\
 name: big

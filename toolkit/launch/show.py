@@ -16,7 +16,7 @@ from toolkit import __version__
 from toolkit.launch.named import named
 from toolkit.launch.watching import RunStatus, StageStatus, look_at
 from toolkit.tracking.identity import links
-from toolkit.view import MARKS, short, status_table
+from toolkit.view.run import MARKS, short, status_table
 
 JobRow = tuple[str, int, Sequence[str], str]
 """A job's name, its ranks, what it waits for, and its id."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from toolkit.plan.calibration import Calibration
 from toolkit.plan.scaling import Law, Trained, optima
-from toolkit.view_plan import count_text
+from toolkit.view.plan import count_text
 
 
 def show_calibration(console: Console, found: Calibration, planning: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""The verb that looks at nodes by hand, as jobs do before they work."""
+"""The verbs that look at machines: at nodes, as jobs do before they work, and at this one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from toolkit.verbs import console, verb
+from toolkit.cli.verbs import console, verb
 
-preflight = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+machine = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-@preflight.command(
+@machine.command(
     name="preflight",
     epilog="Examples: toolkit preflight --run-root /scratch/runs  |  "
     "toolkit preflight --cluster dgx-h100 --nodes 4  |  "
@@ -68,3 +68,23 @@ def look(
 
 def _sent(number: str, log: Path) -> None:
     typer.echo(f"job {number} waits or runs; its log: {log}", err=True)
+
+
+@machine.command(epilog="Example: toolkit doctor --json")
+@verb
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at this machine: what is installed, what will be used, and what to do about the rest."""
+    import json
+    from dataclasses import asdict
+
+    from toolkit.doctor import diagnose, render
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        console().print(render(findings))
+    if any(f.status == "fail" for f in findings):
+        raise typer.Exit(1)

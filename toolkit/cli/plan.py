@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from toolkit.cli.verbs import console, verb
 from toolkit.errors import ExitCode, ToolkitError
-from toolkit.verbs import console, verb
 
 if TYPE_CHECKING:
     from toolkit.launch.sizing import Question
@@ -80,7 +80,7 @@ def _scaling(folders: list[Path | None], as_json: bool) -> None:
     from toolkit.plan.measured import read_measured
     from toolkit.plan.plain import plain_scaling
     from toolkit.plan.scaling import finite, fit_law
-    from toolkit.view_runs import show_scaling
+    from toolkit.view.measured import show_scaling
 
     given = [folder for folder in folders if folder is not None]
     if not given:
@@ -102,7 +102,7 @@ def _calibrate(folders: list[Path | None], cluster: str, as_json: bool) -> None:
     from toolkit.plan.calibration import calibrate
     from toolkit.plan.measured import read_measured
     from toolkit.plan.plain import plain_calibration
-    from toolkit.view_runs import show_calibration
+    from toolkit.view.measured import show_calibration
 
     hardware, profile, _ = cluster_hardware(cluster)
     runs = [each for folder in folders if folder is not None for each in read_measured(folder)]
@@ -128,7 +128,7 @@ def _plan_json(question: Question) -> bool:
 def _plan(question: Question) -> bool:
     """Print the tables; whether a stage has no layout that works."""
     from toolkit.launch.sizing import answer
-    from toolkit.view_plan import show_search, show_sizing
+    from toolkit.view.plan import show_search, show_sizing
 
     terminal: Any = console()
     refused = False

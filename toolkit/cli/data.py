@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from toolkit.cli.verbs import console, verb
 from toolkit.errors import ExitCode
-from toolkit.verbs import console, verb
 
 data = typer.Typer(
     help="Look into data, check it, draw from it, count it, merge it.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolkit.verbs import console, verb
+from toolkit.cli.verbs import console, verb
 
 cluster = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 

@@ -1,0 +1,1 @@
+"""What the terminal shows: runs, plans, what measured runs teach."""
