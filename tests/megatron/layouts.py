@@ -15,7 +15,8 @@ EXPERTS = {
     "moe_router_dtype": "fp32",
 }
 """Without a load-balancing loss: it is a mean over microbatches, which layouts make differently."""
-MODELS = {"llama": LLAMA, "gpt2": GPT2, "experts": EXPERTS}
+DEEPER = {**LLAMA, "num_layers": 6}
+MODELS = {"llama": LLAMA, "gpt2": GPT2, "experts": EXPERTS, "deeper": DEEPER}
 TWO = {"resources": {"ntasks_per_node": 2}}
 FOUR = {"resources": {"ntasks_per_node": 4}}
 TORCH_FSDP = {"use_distributed_optimizer": False, "parallel": {"use_torch_fsdp2": True}}
@@ -51,7 +52,11 @@ def recomputed(method: str, layers: int) -> dict[str, Any]:
 PIPELINES: dict[tuple[str, str], dict[str, Any]] = {
     ("llama", "pipeline"): parallel(pipeline=2),
     ("gpt2", "interleaved"): parallel(pipeline=2, virtual=2),
-    ("llama", "uneven-pipeline"): parallel(pipeline=2, num_layers_in_first_pipeline_stage=1),
+    ("deeper", "uneven-interleaved"): parallel(
+        pipeline=2, virtual=2, num_layers_in_first_pipeline_stage=4
+    ),
+    ("deeper", "uneven-recomputed"): parallel(pipeline=2, num_layers_in_last_pipeline_stage=2)
+    | recomputed("block", 3),
     ("llama", "embedding-and-loss-counted"): parallel(
         pipeline=2,
         virtual=3,

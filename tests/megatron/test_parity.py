@@ -7,7 +7,7 @@ import pytest
 from layouts import EINOPS, LAYOUTS, MODELS, NESTED
 from pretrain_runs import Stage, make_stage, run_stages, succeeded
 
-ITERATIONS = {"llama": 5, "gpt2": 5, "experts": 4}
+ITERATIONS = {"llama": 5, "gpt2": 5, "experts": 4, "deeper": 4}
 LONG = 30
 TOLERANCE = 1e-4
 Stages = dict[tuple[str, str], Stage]
