@@ -227,7 +227,7 @@ STAGES: tuple[StageKind, ...] = (
         name="pretrain",
         config=PretrainConfig,
         run="toolkit.megatron.train:run",
-        summary="train a GPT model with megatron-core: tensor, pipeline, context, expert and data parallelism, FSDP",
+        summary="train a GPT model with megatron-core: TP, PP, CP, EP, data parallelism, FSDP",
         spread="ranks",
     ),
 )
