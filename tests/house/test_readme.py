@@ -97,6 +97,17 @@ def test_a_wrong_file_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert printed and done.stderr == printed.group(1)
 
 
+def test_a_plan_prints_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "110")
+    command = re.search(r"^toolkit (plan .* --tokens 15T)", README, re.M)
+    shown = re.search(r"^```text\n(base  .*?)\n\nsearch", README, re.M | re.S)
+    assert command and shown
+    done = CliRunner().invoke(app, command.group(1).split())
+    printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    assert printed.startswith(shown.group(1))
+
+
 @pytest.fixture
 def average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The stage kind that README.md adds, added."""
