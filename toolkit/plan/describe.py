@@ -131,6 +131,7 @@ def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
         outer_sharding=parallel.outer_dp_sharding_strategy,
         fsdp_double_buffer=parallel.fsdp_double_buffer or parallel.nccl_ub,
         nccl_ub=parallel.nccl_ub,
+        reshard_after_forward=parallel.torch_fsdp2_reshard_after_forward,
         recompute=_recompute(config),
         overlap=_overlap(parallel, world_size),
         moe=_moe_kernels(parallel),

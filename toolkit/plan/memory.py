@@ -206,11 +206,16 @@ def step_width(precision: Precision) -> int:
 
 def _optimizer_share(count: Numel, layout: Layout) -> float:
     """Weights, by number, whose state a rank has."""
-    return _sharded(count, layout) if _shards_optimizer(layout) else count.total
+    if not _shards_optimizer(layout):
+        return count.total
+    outer = 1 if layout.outer_sharding == "no_shard" else layout.optimizer_instances
+    return _sharded(count, layout) / outer
 
 
 def _optimizer_bytes(count: Numel, layout: Layout, precision: Precision) -> float:
-    return optimizer_width(precision) * _optimizer_share(count, layout)
+    """Megatron's FSDP makes its FP32 copies of FP32 weights, too (``main_weight_buffer``)."""
+    copied = layout.fsdp == "megatron" and precision.weights == "fp32"
+    return (optimizer_width(precision) + 4 * copied) * _optimizer_share(count, layout)
 
 
 def _temporary_bytes(
@@ -219,6 +224,8 @@ def _temporary_bytes(
     work = _working_bytes(model, layout, precision, *stage_layer_kinds(model, layout, stage))
     if stage == layout.pp - 1:
         work = max(work, logits_bytes(model, layout, precision))
+    if layout.fsdp == "torch" and not layout.reshard_after_forward:
+        return work + BYTES[precision.weights] * count.total
     if _shards_weights(layout):
         return work + _gathered_bytes(model, layout, precision, stage)
     return work + _copies_bytes(count, precision)

@@ -175,6 +175,7 @@ def _grid(run: Run, gpus_per_node: int, *, fsdp: bool) -> Iterator[Layout]:
     plain = replace(given, recompute=Recompute(), fsdp=None, optimizer_instances=1, overlap=overlap)
     plain = replace(plain, stages=(), stages_mistake=None, sharding=FULL_SHARDING)
     plain = replace(plain, outer_sharding="no_shard", fsdp_double_buffer=False, nccl_ub=False)
+    plain = replace(plain, reshard_after_forward=True)
     for tp in _divisors(min(world, gpus_per_node), gpus_per_node):
         if model.num_attention_heads % tp or model.ffn_hidden_size % tp:
             continue

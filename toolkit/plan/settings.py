@@ -33,6 +33,7 @@ PARALLEL = {
     "outer_dp_sharding_strategy": "outer_sharding",
     "fsdp_double_buffer": "fsdp_double_buffer",
     "nccl_ub": "nccl_ub",
+    "torch_fsdp2_reshard_after_forward": "reshard_after_forward",
 }
 """By the names of a stage's ``parallel``, what a layout calls them."""
 FSDP = {"megatron": "use_megatron_fsdp", "torch": "use_torch_fsdp2"}

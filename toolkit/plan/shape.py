@@ -164,6 +164,7 @@ class Layout:
     """What Megatron's FSDP shards over ``optimizer_instances``, too."""
     fsdp_double_buffer: bool = False
     nccl_ub: bool = False
+    reshard_after_forward: bool = True
     recompute: Recompute = field(default=Recompute())
     overlap: Overlap = field(default=Overlap())
     moe: MoeKernels = field(default=MoeKernels())
