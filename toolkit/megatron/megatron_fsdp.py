@@ -34,7 +34,8 @@ class MegatronFSDP(FullyShardedDataParallel):  # type: ignore[misc]
                 for name, weight in weights.items()
                 if getattr(weight.orig_param, "allreduce", True) is not expert
             }
-            found |= self._shards(own, expert)
+            if own:  # dense models need have no group of experts
+                found |= self._shards(own, expert)
         return found
 
     def _shards(self, weights: dict[str, Any], expert: bool) -> Shards:

@@ -161,7 +161,6 @@ class Layout:
     sharding: Sharding = "optim_grads_params"
     """What Megatron's FSDP shards over the data-parallel ranks."""
     outer_sharding: Literal["no_shard", "optim"] = "no_shard"
-    """What Megatron's FSDP shards over ``optimizer_instances``, too."""
     fsdp_double_buffer: bool = False
     nccl_ub: bool = False
     reshard_after_forward: bool = True
