@@ -163,6 +163,7 @@ def test_megatron_core_gets_the_settings() -> None:
             {"use_megatron_fsdp": True, "torch_fsdp2_reshard_after_forward": False},
             "goes with use_torch_fsdp2: true",
         ),
+        ({"use_torch_fsdp2": True, "overlap_grad_reduce": False}, "leave overlap_grad_reduce out"),
     ],
 )
 def test_settings_of_the_other_one_are_refused(parallel: dict[str, Any], says: str) -> None:

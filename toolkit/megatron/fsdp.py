@@ -86,4 +86,9 @@ class FSDPSettings(Settings):
                 raise ValueError(
                     f"{', '.join(changed)} {verb} with {chosen}: true, which is not set"
                 )
+        if self.use_torch_fsdp2 and getattr(self, "overlap_grad_reduce", None) is not None:
+            raise ValueError(
+                "use_torch_fsdp2 always reduces gradients during the backward pass; leave"
+                " overlap_grad_reduce out"
+            )
         return self
