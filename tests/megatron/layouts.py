@@ -113,6 +113,8 @@ FSDP: dict[tuple[str, str], dict[str, Any]] = {
     | FOUR
     | parallel(use_torch_fsdp2=True, tensor=2, sequence_parallel=True),
     ("gpt2", "megatron-fsdp"): TWO | parallel(use_megatron_fsdp=True, fsdp_double_buffer=True),
+    ("llama", "megatron-fsdp-optimizer-alone"): TWO
+    | parallel(use_megatron_fsdp=True, data_parallel_sharding_strategy="optim"),
     ("llama", "megatron-fsdp-tensor-sequence"): FOUR
     | parallel(
         use_megatron_fsdp=True,

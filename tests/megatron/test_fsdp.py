@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from megatron.core.optimizer import ChainedOptimizer
 from pretrain_runs import (
     LLAMA,
     Stage,
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from toolkit.errors import ExitCode, ToolkitError
 from toolkit.megatron import checkpoint
 from toolkit.megatron.config import ModelConfig, ParallelConfig, PretrainConfig
+from toolkit.megatron.fsdp_state import restore
 from toolkit.megatron.megatron_fsdp import ddp_config
 from toolkit.megatron.transformer import transformer_config
 
@@ -126,6 +129,23 @@ def _same_tensors_nearly(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_step_goes_on_where_the_optimizer_counts_it(fused: bool) -> None:
+    """torch's AdamW in every weight's state; a GPU's fused Adam in groups that begin without."""
+    weight = torch.zeros(2, requires_grad=True)
+    inner: torch.optim.Optimizer = (
+        torch.optim.SGD([weight]) if fused else torch.optim.AdamW([weight])
+    )
+    if not fused:
+        inner.state[weight]["step"] = torch.tensor(0.0)
+    saved = {"optimizer": {"param_groups": [{"lr": 0.1}, {"lr": 0.1, "step": 7}]}}
+    restore(
+        [], [], {"optimizer": saved}, ChainedOptimizer([Mock(optimizer=inner, spec=["optimizer"])])
+    )
+    found = inner.param_groups[0] if fused else inner.state[weight]
+    assert found["step"] == 7
 
 
 def config(**parallel: Any) -> PretrainConfig:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
@@ -138,7 +139,7 @@ def _groups(optimizer: Any) -> Iterator[dict[str, Any]]:
     """
     inner = optimizer.optimizer
     # A weight without a row here has no gradient, and counts no steps.
-    steps = [float(state["step"]) for state in inner.state.values() if "step" in state]
+    steps = [int(state["step"]) for state in inner.state.values() if "step" in state]
     for group in inner.param_groups:
         own = {key: value for key, value in group.items() if key != "params"}
         yield own | {"step": max(steps)} if steps else own
@@ -154,12 +155,13 @@ def _restore_steps(loaded: dict[Any, Any], optimizer: Any) -> None:
     """
     found = loaded if "optimizer" in loaded else loaded[0]
     steps = [group["step"] for group in found["optimizer"]["param_groups"] if "step" in group]
+    step = int(max(steps, default=0))
     inner = optimizer.optimizer
     for state in inner.state.values():
         if "step" in state:
-            state["step"].fill_(max(steps, default=0))
-    for group in inner.param_groups:
-        if "step" in group:
-            group["step"] = int(max(steps, default=0))
+            state["step"].fill_(step)
+    if not isinstance(inner, torch.optim.AdamW):  # a fused Adam's groups have none before a step
+        for group in inner.param_groups:
+            group["step"] = step
     if "grad_scaler" in found and getattr(optimizer, "grad_scaler", None) is not None:
         optimizer.grad_scaler.load_state_dict(found["grad_scaler"])

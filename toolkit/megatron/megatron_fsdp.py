@@ -108,6 +108,5 @@ def _settings(config: PretrainConfig, overlap_grad_reduce: bool) -> dict[str, An
             "overlap_grad_reduce": overlap_grad_reduce,
             # 0.17 and later ask for the formats by these names in place of grad_reduce_in_fp32.
             "megatron_fsdp_main_grads_dtype": torch.float32 if config.grad_reduce_in_fp32 else None,
-            "megatron_fsdp_use_decoupled_grad": config.use_precision_aware_optimizer,
         }
     )

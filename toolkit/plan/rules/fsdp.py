@@ -17,6 +17,7 @@ STRATEGY = "parallel.data_parallel_sharding_strategy"
 OUTER = "parallel.outer_dp_sharding_strategy"
 INSTANCES = "parallel.num_distributed_optimizer_instances"
 DOUBLE = "parallel.fsdp_double_buffer"
+REDUCE = "parallel.overlap_grad_reduce"
 
 
 @RULES.rule(ARGUMENTS)
@@ -113,9 +114,48 @@ def sharded_gradients_are_reduced_at_once(run: Run) -> Found:
     sharded = layout.fsdp == "megatron" and layout.sharding in ("optim_grads", "optim_grads_params")
     if sharded and not layout.overlap.grad_reduce and layout.dp * layout.cp > 1:
         yield (
-            "parallel.overlap_grad_reduce",
+            REDUCE,
             f"{layout.sharding} reduces gradients during the backward pass; leave this out, or take"
             " optim",
+        )
+
+
+@RULES.rule(f"{SOURCE}/param_and_grad_buffer.py: _bucket_group_gradient_reduce")
+def whole_gradients_are_reduced_once(run: Run) -> Found:
+    """optim with overlap_grad_reduce, which counts a rank's own gradients twice before 0.17."""
+    layout = run.layout
+    whole = layout.fsdp == "megatron" and layout.sharding == "optim"
+    if whole and layout.overlap.grad_reduce and not has_megatron(run, "0.17.0"):
+        yield (
+            STRATEGY,
+            "optim with overlap_grad_reduce (the default on GPUs) adds each rank's own gradients to"
+            f" the sum once more before megatron-core 0.17; set {REDUCE} to false, or take"
+            " optim_grads or optim_grads_params",
+        )
+
+
+@RULES.rule(f"{SOURCE}/param_and_grad_buffer.py: reduce_scatter_gradients")
+def instances_add_their_gradients(run: Run) -> Found:
+    """optim without overlap_grad_reduce, over several instances: each keeps its own gradients."""
+    layout = run.layout
+    whole = layout.fsdp == "megatron" and layout.sharding == "optim"
+    if whole and layout.optimizer_instances > 1 and not layout.overlap.grad_reduce:
+        yield (
+            INSTANCES,
+            f"{layout.optimizer_instances} copies under {STRATEGY} optim never add up their"
+            f" gradients without {REDUCE}; take 1, or optim_grads or optim_grads_params",
+        )
+
+
+@RULES.rule("optimizer/__init__.py: _get_megatron_optimizer_based_on_param_groups")
+def megatron_fsdp_keeps_its_state_in_fp32(run: Run) -> Found:
+    """use_precision_aware_optimizer, which gets no gradients before 0.18, and no state to load."""
+    if run.layout.fsdp == "megatron" and run.precision.precision_aware_optimizer:
+        yield (
+            "use_precision_aware_optimizer",
+            "can't go with use_megatron_fsdp: before megatron-core 0.18 no weight would change, and"
+            " later ones can't make that optimizer's state to go on from a checkpoint; leave it"
+            " out",
         )
 
 
