@@ -99,6 +99,32 @@ def test_all_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> N
     assert "did you mean 'sft'" in found["stages.chat.kind"].message
 
 
+@pytest.mark.parametrize(
+    ("short", "whole"),
+    [
+        ("tp", "tensor_model_parallel_size"),
+        ("vpp", "virtual_pipeline_model_parallel_size"),
+        ("etp", "expert_tensor_parallel_size"),
+        ("sp", "sequence_parallel"),
+    ],
+)
+def test_what_people_call_a_degree_is_spelt_out(tmp_path: Path, short: str, whole: str) -> None:
+    text = GOOD.replace("train_iters: 20", f"train_iters: 20\n    parallel: {{{short}: 2}}")
+    message = mistakes(tmp_path, text)[f"stages.base.parallel.{short}"].message
+    assert f"unknown key {short!r}; did you mean {whole!r}? (valid: " in message
+    assert len(message) < 150  # and not all of them
+
+
+def test_an_override_of_a_stage_that_is_none_is_no_new_stage(tmp_path: Path) -> None:
+    message = mistakes(tmp_path, GOOD, "stages.bsae.train_iters=3")["stages.bsae"].message
+    assert message.startswith("has no kind; did you mean 'base'? (valid: ")
+
+
+def test_no_setting_is_made_of_what_is_derived(tmp_path: Path) -> None:
+    text = GOOD.replace("train_iters: 20", "train_iters: 20\n    parallel: {dp: 2}")
+    assert "did you mean" not in mistakes(tmp_path, text)["stages.base.parallel.dp"].message
+
+
 def test_a_number_in_quotes_is_not_a_number(tmp_path: Path) -> None:
     found = mistakes(tmp_path, GOOD.replace("train_iters: 20", "train_iters: '20'"))
     assert "got '20' (a string)" in found["stages.base.train_iters"].message

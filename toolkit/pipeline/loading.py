@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from toolkit.errors import ConfigError, Problem
 from toolkit.pipeline.graph import Graph, build_graph
-from toolkit.pipeline.problems import problems_of, unknown
+from toolkit.pipeline.problems import nearest, problems_of, unknown
 from toolkit.pipeline.registry import stage_kinds
 from toolkit.pipeline.schema import STAGE_NAME, Header, Pipeline, model_presets
 from toolkit.pipeline.source import Key, Source, apply_override, fill_in, overlay, read_yaml
@@ -160,8 +160,10 @@ def _stages(source: Source) -> tuple[dict[str, StageConfig], list[Problem]]:
             problems.append(source.problem(key, message))
         kind = settings.get("kind")
         if kind is None:
+            near = nearest(name, [other for other in raw if other != name])
+            meant = f"; {near}" if near and len(settings) < 2 else ""
             valid = ", ".join(stage_kinds())
-            problems.append(source.problem(key, f"has no kind (valid: {valid})"))
+            problems.append(source.problem(key, f"has no kind{meant} (valid: {valid})"))
         elif not isinstance(kind, str) or kind not in stage_kinds():
             message = unknown("kind", str(kind), stage_kinds())
             problems.append(source.problem((*key, "kind"), message))

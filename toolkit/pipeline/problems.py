@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import Problem
 from toolkit.pipeline.source import Key, Source
+
+MOST_LISTED = 24
+"""Valid keys that a message lists; with more, the one that was meant is lost among them."""
 
 
 class HiddenValueError(ValueError):
@@ -25,11 +29,22 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence for a name that is none of the valid ones, with the nearest and all of them."""
+    """A sentence for a name that is none of the valid ones, with the nearest, and all if few."""
     names = list(valid)
     near = nearest(name, names)
     listed = ", ".join(names) if names else "none"
+    if what == "key":
+        near = near or _spelt_out(name, names)
+        listed = listed if len(names) <= MOST_LISTED else f"{len(names)}; `toolkit schema` has them"
     return f"unknown {what} {name!r}" + (f"; {near}" if near else "") + f" (valid: {listed})"
+
+
+def _spelt_out(name: str, valid: Iterable[str]) -> str | None:
+    """``did you mean 'tensor_model_parallel_size'?`` for ``tp``: initials of a size or degree."""
+    in_order = re.compile(".*".join(map(re.escape, name)))
+    sizes = [n for n in valid if n.endswith(("_size", "_parallel")) and n[0] == name[:1]]
+    meant = [n for n in sizes if in_order.match("".join(word[0] for word in n.split("_")))]
+    return f"did you mean {min(meant, key=len)!r}?" if meant and len(name) > 1 else None
 
 
 def problems_of(
