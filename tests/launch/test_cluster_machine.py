@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from toolkit.errors import ConfigError
 from toolkit.launch.check import load_for
@@ -77,10 +78,16 @@ def test_the_cuda_of_a_build(torch: str | None, cuda: str | None) -> None:
     assert cuda_of(torch) == cuda
 
 
+@pytest.mark.parametrize("version", [2.10, 13])
+def test_a_version_without_quotes_is_told_why_not(version: float) -> None:
+    with pytest.raises(ValidationError, match=r"must be in quotes, such as '2.8.0'"):
+        cluster(software={"transformer_engine": version})
+
+
 def test_a_layout_is_held_against_the_gpus_and_versions(tmp_path: Path) -> None:
     old = cluster("a100", container=IMAGE, software={"transformer_engine": "2.2.0", "cuda": "12.8"})
     found = mistakes(tmp_path, old)
-    assert set(found) == {"fp8_recipe"}
+    assert set(found) == {"fp8", "fp8_recipe"}
     new = cluster("h100", container=IMAGE, software={"transformer_engine": "2.3.0", "cuda": "12.9"})
     assert mistakes(tmp_path, new) == {}
     stale = cluster("h100", container=IMAGE, software={"cuda": "12.8"})

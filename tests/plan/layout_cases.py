@@ -186,7 +186,8 @@ PIPELINE = [
     Case("interleaving-needs-a-pipeline", VPP, "2 parts interleave",
          {VPP: 2}, {PP: 2}, groups="should be greater than 1 with interleaved schedule"),
     Case("pipeline-divides-the-layers", PP,
-         "3 does not divide num_layers 8; the nearest are 2 or 4",
+         "3 does not divide num_layers 8; the nearest are 2 or 4; 3 divides 9 with"
+         " account_for_embedding_in_pipeline_split: true",
          {PP: 3}, {"model.num_layers": 9}, ranks=3),
     Case("pipeline-divides-the-layers", PP,
          "4 does not divide num_layers 8 + 1 for the embedding + 1 for the loss = 10;"
@@ -641,7 +642,7 @@ PRECISION = [
 
 FP8 = {**WIDE, "fp8": "hybrid"}
 HARDWARE = [
-    Case("gpu-has-the-format", "fp8_recipe",
+    Case("gpu-has-the-format", "fp8",
          "delayed needs Ada (compute capability 8.9) or newer, and a100 (compute capability 8.0)"
          " is older; it has no FP8",
          FP8, {}, machine=gpu("a100"), right_machine=gpu("l40s", cuda="12.1")),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from packaging.version import InvalidVersion
 from packaging.version import Version as Parsed
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from toolkit.pipeline.problems import HiddenValueError
 
@@ -100,11 +100,20 @@ def _valid_version(text: str) -> str:
     try:
         Parsed(text)
     except InvalidVersion:
-        raise ValueError("must be a version in quotes, such as '2.8.0' or '12.9'") from None
+        raise ValueError(f"must be a version in quotes, such as {QUOTED}") from None
     return text
 
 
-Version = Annotated[str, AfterValidator(_valid_version)]
+QUOTED = "'2.8.0' or '12.9'"
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, (int, float)):  # to YAML 2.10 is 2.1
+        raise ValueError(f"must be in quotes, such as {QUOTED}: YAML reads a number")
+    return value
+
+
+Version = Annotated[str, BeforeValidator(_quoted), AfterValidator(_valid_version)]
 Variable = Annotated[str, AfterValidator(_valid_variable)]
 SecretName = Annotated[str, AfterValidator(_valid_secret)]
 Line = Annotated[str, AfterValidator(_valid_line)]

@@ -68,7 +68,7 @@ def gpu_has_the_format(run: Run) -> Found:
     name = f"{run.machine.gpu or 'this GPU'} (compute capability {capability[0]}.{capability[1]})"
     if capability < lowest:
         yield (
-            _low_precision(run),
+            _low_precision(run) if can else "fp4" if run.precision.fp4 else "fp8",
             f"{recipe} needs {GENERATIONS[lowest]} (compute capability {lowest[0]}.{lowest[1]}) or"
             f" newer, and {name} is older{valid}",
         )

@@ -18,6 +18,8 @@ from toolkit.plan.shape import Layout, Run
 RULES = RuleBook()
 FIRST = "parallel.num_layers_in_first_pipeline_stage"
 LAST = "parallel.num_layers_in_last_pipeline_stage"
+EMBEDDING = "account_for_embedding_in_pipeline_split"
+LOSS = "account_for_loss_in_pipeline_split"
 GROUP = "parallel.microbatch_group_size_per_vp_stage"
 
 
@@ -72,8 +74,20 @@ def pipeline_divides_the_layers(run: Run) -> Found:
         sum_ = f"{words} = {total}" if "+" in words else words
         yield (
             PP,
-            f"{run.layout.pp} does not divide {sum_}; {the_nearest_divisors(run.layout.pp, total)}",
+            f"{run.layout.pp} does not divide {sum_}; {the_nearest_divisors(run.layout.pp, total)}"
+            f"{_by_ends(run)}",
         )
+
+
+def _by_ends(run: Run) -> str:
+    """What makes the ranks even where they are not: the embedding, or both ends, as layers."""
+    layout, layers = run.layout, run.model.num_layers
+    ends = (EMBEDDING, LOSS)
+    for number in (1, 2):
+        if (layers + number) % layout.pp == 0 and layers > layout.pp:
+            told = " and ".join(f"{end}: true" for end in ends[:number])
+            return f"; {layout.pp} divides {layers + number} with {told}"
+    return ""
 
 
 @RULES.rule("transformer/transformer_block.py: get_num_layers_to_build")
