@@ -1,6 +1,7 @@
 """``toolkit plan``, as it is typed; and finished runs, as they are read back."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_what_does_not_fit_says_so(files: tuple[str, str]) -> None:
     layout = "stages.base.parallel={tensor_model_parallel_size: 4, sequence_parallel: true}"
     out = said(files[0], layout, "--cluster", files[1])
     assert "does not fit" in out
+    assert "base: does not fit; with --search" in out
+    assert "with --search" not in said(files[0], "--cluster", files[1])
 
 
 def test_check_warns_of_what_will_not_fit(
@@ -103,6 +106,35 @@ def test_check_warns_of_what_will_not_fit(
     assert "needs about" not in warned()
     layout = "{tensor_model_parallel_size: 4, sequence_parallel: true}"
     assert "base: its fullest rank needs about" in warned(f"stages.base.parallel={layout}")
+    profile = Path(files[1])
+    profile.write_text(CLUSTER.replace("h100", "h1000"))
+    assert "no constants for the GPU 'h1000': whether a training fits" in warned()
+    profile.write_text(CLUSTER.replace(", gpu_type: h100", ""))
+    assert "names no type of its GPUs" in warned()
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "code"),
+    [
+        ("Could not establish a configuration source", 0),
+        ("Unable to contact slurm controller (connect failure)", 0),
+        ("invalid partition specified: batch", 2),
+    ],
+)
+def test_check_holds_no_file_to_a_slurm_that_is_not_there(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, code: int
+) -> None:
+    script = tmp_path / "bin" / "sbatch"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\necho 'sbatch: error: {sbatch}' >&2; exit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    profile = Path(files[1])
+    profile.write_text(CLUSTER + f"run_root: {tmp_path}\n")
+    done = CliRunner().invoke(app, ["check", files[0], "--cluster", files[1]])
+    assert done.exit_code == code, done.output
+    assert sbatch in done.output
+    assert ("Slurm itself was not asked" in done.output) == (code == 0)
 
 
 def test_the_search(files: tuple[str, str]) -> None:
@@ -292,13 +324,19 @@ print(sorted({{"torch", "numpy", "transformers", "megatron.core"}} & set(sys.mod
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("15T", 15 * 10**12), ("300B", 3 * 10**11), ("1.5e12", 1.5e12), ("2_000_000", 2_000_000)],
+    [
+        ("15T", 15 * 10**12),
+        ("300B", 3 * 10**11),
+        ("1.5e12", 1.5e12),
+        ("15t", 15 * 10**12),
+        ("2_000_000", 2_000_000),
+    ],
 )
 def test_tokens_as_people_write_them(text: str, number: float) -> None:
     assert parse_tokens(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "T", "-3B", "1.5.2", "3G", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "T", "-3B", "1.5.2", "3G", "nan", "1e400"])
 def test_what_is_no_number_of_tokens(text: str) -> None:
     with pytest.raises(ToolkitError, match="no number of tokens"):
         parse_tokens(text)

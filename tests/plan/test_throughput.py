@@ -207,6 +207,8 @@ def test_gpus_by_the_names_that_machines_give() -> None:
     assert find_gpu("a100_40gb") is GPUS["a100-40gb"]
     with pytest.raises(ToolkitError, match="no constants for the GPU 'mi300x'"):
         find_gpu("mi300x")
+    with pytest.raises(ToolkitError, match="'h1000'"):
+        find_gpu("h1000")
     assert find_gpu("NVIDIA A100-SXM4-40GB") is GPUS["a100-40gb"]
     assert find_gpu("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
     assert find_gpu("NVIDIA GH200 480GB") is GPUS["gh200"]

@@ -140,6 +140,8 @@ def _plan(question: Question) -> bool:
         refused = refused or stage.sizing is None
         if stage.sizing is not None:
             show_sizing(terminal, stage.name, stage.sizing)
+            if not (stage.sizing.fits or question.search):
+                _warn(f"{stage.name}: does not fit; with --search, plan looks for layouts that do")
         if stage.found is not None:
             show_search(terminal, stage.found, stage.run, stage.hardware, stage.search_seconds)
     if refused and not question.search:

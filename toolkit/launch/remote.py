@@ -132,11 +132,13 @@ def check_on_cluster(request: Request) -> tuple[Loaded, list[str]]:
     run = Run(folder, tuple(fresh_tasks(loaded, folder)))
     specs = run_specs(run, loaded.graph.needs, python_of(cluster), chain=cluster.chain)
     refused = refusals([render(spec, target) for spec in specs])
-    if refused:
+    unasked = [problem.message for problem in refused if slurm.unreachable(problem.message)]
+    if len(refused) > len(unasked):
         raise ConfigError(refused)
     notes += _notes(cluster, run, loaded) + memory_warnings(loaded, cluster)
     if not slurm.here():
         notes.append("no sbatch here: Slurm itself was not asked")
+    notes += [f"Slurm itself was not asked: {message}" for message in unasked]
     return loaded, notes
 
 

@@ -90,14 +90,20 @@ def _hardware(cluster: Cluster) -> Hardware:
 def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
     """The pretraining stages whose fullest rank needs more than a GPU of the cluster has.
 
-    Where the GPUs or the vocabulary are not known, nothing is said: nobody asked for a plan.
+    Of GPUs that are not known this alone is said; where there are none, or where the vocabulary is
+    not known, nothing: nobody asked for a plan.
     """
+    if not cluster.node.gpus:
+        return []
+    try:
+        hardware = _hardware(cluster)
+    except ToolkitError as error:
+        return [f"{error.message}: whether a training fits was not looked at ({error.hint})"]
     found = []
     for name, config in loaded.pipeline.stages.items():
         if not isinstance(config, PretrainConfig):
             continue
         try:
-            hardware = _hardware(cluster)
             run = _run(loaded, name, config, cluster)
         except ToolkitError:
             continue
@@ -105,8 +111,8 @@ def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
         needed = largest(memory_by_stage(*whole, fragmentation=margin)).total
         if needed > hardware.gpu.memory:
             found.append(
-                f"{name}: its fullest rank needs about {needed / GIB:.0f} GiB of the"
-                f" {hardware.gpu.memory / GIB:.0f} that a {hardware.gpu.name} has;"
+                f"{name}: its fullest rank needs about {needed / GIB:.0f} GiB, and a GPU"
+                f" ({hardware.gpu.name}) has {hardware.gpu.memory / GIB:.0f};"
                 " toolkit plan --search finds layouts that fit"
             )
     return found

@@ -30,6 +30,8 @@ ACTIVE = frozenset(
     }
 )
 """The states of a job that has not ended."""
+NO_SLURM = ("Could not establish a configuration source", "Unable to contact slurm controller")
+"""What its commands say where they are installed, and no cluster is."""
 DEFAULTS = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
 """What of ``SBATCH_*`` counts where a script says nothing of it, also in ``submit.sh``."""
 
@@ -101,6 +103,11 @@ def _sentence(text: str) -> str:
     """Slurm's errors without the program's name in front of each line."""
     lines = [line.split(": ", 2)[-1] for line in text.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines))
+
+
+def unreachable(message: str) -> bool:
+    """Whether a refusal says that no Slurm could be asked, and nothing about the script."""
+    return any(words in message for words in NO_SLURM)
 
 
 def test_only(script: str) -> str | None:

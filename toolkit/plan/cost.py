@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -62,8 +63,9 @@ def parse_tokens(text: str) -> int:
     Raises:
         ToolkitError: it is none, or below one.
     """
-    found = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([KMBT]?)", text.strip())
+    written = text.strip().upper()
+    found = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:E\+?[0-9]+)?)\s*([KMBT]?)", written)
     number = float(found[1].replace("_", "")) * UNITS[found[2]] if found else 0.0
-    if number < 1:
+    if not 1 <= number < math.inf:
         raise ToolkitError(f"{text!r} is no number of tokens", hint="such as 15T, 300B or 1e12")
     return round(number)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from toolkit.errors import ToolkitError
+from toolkit.plan.machine import names_gpu
 
 MIB: Final = 2**20
 TERA: Final = 1e12
@@ -303,7 +304,7 @@ def find_gpu(name: str) -> Gpu:
     if "a100" in lowered and "40g" in lowered:  # as in A100-SXM4-40GB
         return GPUS["a100-40gb"]
     for known in sorted(GPUS, key=len, reverse=True):
-        if known in lowered:
+        if names_gpu(lowered, known):
             return GPUS[known]
     raise ToolkitError(
         f"no constants for the GPU {name!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 
 from toolkit.plan.shape import Machine
@@ -38,10 +39,19 @@ CAPABILITIES: tuple[tuple[str, tuple[int, int]], ...] = (
 """Compute capabilities (developer.nvidia.com/cuda-gpus), by a part of the type; first match."""
 
 
+def names_gpu(name: str, known: str) -> bool:
+    """Whether a known type is a part of a name, whole: ``h100`` is none of ``h1000``."""
+    return re.search(rf"{known}(?![0-9])", name) is not None
+
+
 def capability_of(gpu_type: str | None) -> tuple[int, int] | None:
     """The compute capability of a GPU by its type in Slurm's gres; None where it is not known."""
     name = (gpu_type or "").lower().replace("-", "_").replace(" ", "_")
-    return next((found for part, found in CAPABILITIES if part in name), None) if name else None
+    return (
+        next((found for part, found in CAPABILITIES if names_gpu(name, part)), None)
+        if name
+        else None
+    )
 
 
 def installed(package: str) -> str | None:
