@@ -23,7 +23,7 @@ from toolkit.errors import ExitCode, ToolkitError
 from toolkit.megatron import checkpoint
 from toolkit.megatron.config import ModelConfig, ParallelConfig, PretrainConfig
 from toolkit.megatron.fsdp_state import restore
-from toolkit.megatron.megatron_fsdp import ddp_config
+from toolkit.megatron.megatron_fsdp import ddp_config, scale_inner_gradients
 from toolkit.megatron.transformer import transformer_config
 
 pytest.importorskip("einops", reason="Megatron's FSDP orders its ranks with einops")
@@ -146,6 +146,18 @@ def test_the_step_goes_on_where_the_optimizer_counts_it(fused: bool) -> None:
     )
     found = inner.param_groups[0] if fused else inner.state[weight]
     assert found["step"] == 7
+
+
+def test_an_instance_divides_its_gradients_by_all_ranks() -> None:
+    """Where the outer ranks share them (0.17 to 0.19); the runs of 0.19 show it as a whole."""
+    whole, inner = Mock(gradient_scaling_factor=0.25), Mock(gradient_scaling_factor=None)
+    groups = [
+        Mock(spec=["main_grad_buffer"]),
+        Mock(main_grad_buffer=None, hfsdp_helper_gbuf=None),
+        Mock(main_grad_buffer=whole, hfsdp_helper_gbuf=inner),
+    ]
+    scale_inner_gradients(Mock(parameter_groups=groups))
+    assert inner.gradient_scaling_factor == 0.25
 
 
 def config(**parallel: Any) -> PretrainConfig:

@@ -74,7 +74,20 @@ def shard_with_megatron(
         device=device,
     )
     sharded.places = places
+    scale_inner_gradients(sharded.param_and_grad_buffer)
     return sharded
+
+
+def scale_inner_gradients(buffer: Any) -> None:
+    """Have each instance divide its gradients by all ranks, where the outer ranks share them, too.
+
+    megatron-core 0.17 to 0.19 make the buffer of an instance without the factor of the whole one:
+    the gradients, and their norm, would be the ranks' sum in place of the mean.
+    """
+    for group in buffer.parameter_groups:
+        inner = getattr(group, "hfsdp_helper_gbuf", None)
+        if inner is not None:
+            inner.gradient_scaling_factor = group.main_grad_buffer.gradient_scaling_factor
 
 
 def ddp_config(
