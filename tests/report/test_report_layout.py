@@ -43,3 +43,11 @@ def test_the_batch_arithmetic_is_shown_where_it_is_known() -> None:
         ("Tokens per step", "2,048"),
     )
     assert draw_layout("base", {}, {}) is None
+
+
+def test_copies_that_share_their_weights_are_told_from_whole_ones() -> None:
+    sizes = {"world_size": 2, "data_parallel_size": 2}
+    for name in ("use_megatron_fsdp", "use_torch_fsdp2"):
+        assert draw_layout("base", sizes, {"parallel": {name: True}}).sharded
+        assert not draw_layout("base", sizes, {"parallel": {name: False}}).sharded
+    assert not draw_layout("base", sizes, {}).sharded

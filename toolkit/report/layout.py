@@ -41,6 +41,8 @@ class Layout:
     copies: tuple[Copy, ...]
     hidden: int
     """Copies that are not drawn."""
+    sharded: bool
+    """Whether the copies share one set of weights between them: FSDP."""
     facts: tuple[tuple[str, str], ...]
 
 
@@ -72,6 +74,7 @@ def draw_layout(
         )
         for number in range(min(data, SHOWN))
     )
+    parallel = mapping(settings.get("parallel"))
     virtual = layout.get("virtual_pipeline_model_parallel_size")
     return Layout(
         stage=stage,
@@ -85,6 +88,7 @@ def draw_layout(
         row_labels=tuple(f"t{t}" if context == 1 else f"c{c} t{t}" for c, t in rows),
         copies=copies,
         hidden=max(0, data - SHOWN),
+        sharded=any(parallel.get(f"use_{name}") for name in ("megatron_fsdp", "torch_fsdp2")),
         facts=tuple(_facts(layout, settings, data)),
     )
 
