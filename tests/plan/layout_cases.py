@@ -589,6 +589,8 @@ PRECISION = [
          {**WIDE, "fp4": "e2m1", "precision": "fp16"}, {"precision": "bf16"}),
     Case("fp8-weights-need-fp8", "fp8_param", "fp8 is not set",
          {"fp8_param": True}, {"fp8": "hybrid"}),
+    Case("an-fp8-recipe-needs-fp8", "fp8_recipe", "tensorwise says how FP8 scales, and fp8 is not",
+         {"fp8_recipe": "tensorwise"}, {"fp8": "hybrid"}),
     Case("fp8-weights-are-sharded", "fp8_param", "needs use_distributed_optimizer",
          {"fp8": "hybrid", "fp8_param": True, "use_distributed_optimizer": False},
          {"use_distributed_optimizer": True}),

@@ -49,6 +49,14 @@ def fp8_weights_need_fp8(run: Run) -> Found:
         yield "fp8_param", "keeps weights in FP8, and fp8 is not set; set fp8: hybrid"
 
 
+@RULES.rule("fp8_utils.py: get_fp8_context")
+def an_fp8_recipe_needs_fp8(run: Run) -> Found:
+    """A recipe other than the default's without fp8: megatron-core would not look at it."""
+    recipe = run.precision.fp8_recipe
+    if recipe != "delayed" and run.precision.fp8 is None:
+        yield "fp8_recipe", f"{recipe} says how FP8 scales, and fp8 is not set; set fp8: hybrid"
+
+
 @RULES.rule("Megatron-LM arguments.py: validate_args")
 def fp8_weights_are_sharded(run: Run) -> Found:
     """fp8_param without the distributed optimizer and without FSDP."""
