@@ -130,8 +130,9 @@ def uneven_stages_leave_layers_to_the_middle(run: Run) -> Found:
         yield key, f"{sums}, for {ranks} ranks between; there must be both or none"
     elif ranks and layers % ranks:
         own = run.layout.first_stage_layers or run.layout.last_stage_layers or 0
-        others = [own + layers - middle for middle in nearest_multiples(layers, ranks)]
-        valid = sorted(end for end in others if end > 0)
+        parts = run.layout.vpp
+        others = [own + layers - middle for middle in nearest_multiples(layers, ranks * parts)]
+        valid = sorted(end for end in others if end > 0 and not end % parts)
         near = the_nearest(valid) if valid else f"take another {PP.removeprefix('parallel.')}"
         yield (
             key,
