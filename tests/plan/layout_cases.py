@@ -214,7 +214,8 @@ PIPELINE = [
          {PP: 4, FIRST: 3}, {FIRST: 2}, megatron="number of layers at middle stage: 5"),
     Case("uneven-stages-leave-layers-to-the-middle", FIRST,  # 2 and 4 are no multiples of VPP
          "can't share them evenly; the nearest is 6",
-         {PP: 3, VPP: 3, FIRST: 3, "model.num_layers": 18}, {FIRST: 6}, ranks=3),
+         {PP: 3, VPP: 3, FIRST: 3, "model.num_layers": 18, "global_batch_size": 9}, {FIRST: 6},
+         ranks=3),
     Case("uneven-stages-leave-layers-to-the-middle", FIRST,
          "0 of num_layers 8 are left beside the 8 at the ends, for 2 ranks between",
          {PP: 4, FIRST: 4, LAST: 4}, {FIRST: 3, LAST: 3},
