@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import ToolkitError
 from toolkit.plan.config import Planning
-from toolkit.plan.hardware import Gpu
+from toolkit.plan.gpu import Gpu
 from toolkit.plan.throughput import Estimate
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from toolkit.plan import traffic
 from toolkit.plan.breakdown import Breakdown
 from toolkit.plan.compute import (
-    Kernels,
-    Parts,
-    Seconds,
     layer_parts,
     mlp_forward,
     output_parts,
 )
 from toolkit.plan.flops import flops_per_token
 from toolkit.plan.hardware import Hardware
+from toolkit.plan.kernels import Kernels, Parts, Seconds
 from toolkit.plan.memory import gradient_width, optimizer_width, shards, step_width
 from toolkit.plan.parameters import (
     Numel,

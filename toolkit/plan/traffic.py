@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toolkit.plan.activations import norm_share, tokens_per_rank
-from toolkit.plan.compute import Kernels, Linear, Seconds, routed_tokens
+from toolkit.plan.compute import routed_tokens
 from toolkit.plan.hardware import Hardware, Tuning
+from toolkit.plan.kernels import Kernels, Linear, Seconds
 from toolkit.plan.memory import gradient_width, shards
 from toolkit.plan.parameters import Numel
 from toolkit.plan.shape import Layout, ModelShape
