@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fsdp_cases import FSDP_CASES
-from layout_cases import CASES as OTHERS
+from all_cases import CASES
 from layout_cases import TP, Case, settings
 
 from toolkit.errors import ConfigError
 from toolkit.plan.layout import RULES, is_valid, violations
 from toolkit.plan.stages import load_checked
-
-CASES = [*OTHERS, *FSDP_CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import megatron.core
 import pytest
 import torch
+from all_cases import CASES
 from fake_ranks import CPU, build, fake_ranks, in_groups
 from layout_cases import (
-    CASES,
     CP,
     EXPERTS,
     FULL,

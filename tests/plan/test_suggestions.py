@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from all_cases import CASES
 from layout_cases import (
-    CASES,
     CP,
     EP,
     ETP,
