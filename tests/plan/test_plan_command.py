@@ -84,6 +84,20 @@ def test_the_table(files: tuple[str, str]) -> None:
     assert "Besiroglu" in out
 
 
+def test_data_may_lie_elsewhere(files: tuple[str, str]) -> None:
+    elsewhere = [
+        files[0],
+        "stages.base.data=/elsewhere/text",
+        "stages.base.model.vocab_size=128256",
+    ]
+    assert "tokens/s/GPU" in said(*elsewhere, "--cluster", files[1])
+    refused = CliRunner().invoke(app, ["check", *elsewhere])
+    assert refused.exit_code == 2 and "looked for /elsewhere/text" in refused.output
+    assert "did you mean 'corpus'" in said(
+        files[0], "stages.base.data=corpsu", "--cluster", files[1], code=2
+    )
+
+
 def test_what_does_not_fit_says_so(files: tuple[str, str]) -> None:
     layout = "stages.base.parallel={tensor_model_parallel_size: 4, sequence_parallel: true}"
     out = said(files[0], layout, "--cluster", files[1])

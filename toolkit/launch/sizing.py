@@ -139,7 +139,10 @@ def answer(question: Question) -> Iterator[StageAnswer]:
 
 
 def _load(question: Question, cluster: Cluster, source: Source) -> Loaded:
-    """Layouts are looked at here only where the file's own number of ranks is what is asked."""
+    """Layouts are looked at here only where the file's own number of ranks is what is asked.
+
+    Data may lie elsewhere: a run is sized before its data is made, and away from the cluster.
+    """
 
     def check(name: str, config: StageConfig, of: Source) -> Iterator[Problem]:
         free = question.gpus is not None or question.search
@@ -147,7 +150,7 @@ def _load(question: Question, cluster: Cluster, source: Source) -> Loaded:
             yield from stage_problems(name, config, of, machine_of(cluster))
 
     asked = {kind: source.at(("resources", kind)) for kind in cluster.resources}
-    return load_pipeline(question.file, question.overrides, check, asked)
+    return load_pipeline(question.file, question.overrides, check, asked, inputs=False)
 
 
 def _stage(

@@ -39,6 +39,8 @@ class Graph:
     """For each stage, the references that are names of data (``hf:``, URLs), with the path of a
     folder on disk made absolute."""
     problems: list[Problem] = field(default_factory=list)
+    absent: list[Problem] = field(default_factory=list)
+    """The references that are paths of nothing that is here."""
 
     def below(self, names: list[str]) -> set[str]:
         """These stages and all that they need, through any number of steps."""
@@ -111,6 +113,9 @@ def _resolve(
         found, message = _outside(value, mark, _base(source, key), names)
         if found is not None:
             graph.outside[stage][value] = found
+        elif message is not None and "/" in value:
+            graph.absent.append(source.problem(key, message))
+            return
     if message is not None:
         graph.problems.append(source.problem(key, message))
 

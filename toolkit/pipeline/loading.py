@@ -37,6 +37,8 @@ def load_pipeline(
     overrides: Sequence[str] = (),
     check: Check = lambda *_: (),
     resources: Mapping[str, Source] = MappingProxyType({}),
+    *,
+    inputs: bool = True,
 ) -> Loaded:
     """Read, extend, override and validate a pipeline file.
 
@@ -46,6 +48,7 @@ def load_pipeline(
         check: says what else is wrong with a stage whose settings are valid; its problems are
             reported together with the others.
         resources: by kind of stage, what is asked for where a stage's own ``resources`` is silent.
+        inputs: whether the paths that it names must be here; without them nothing can run.
 
     Raises:
         ConfigError: with every mistake that can be found without running anything.
@@ -61,7 +64,7 @@ def load_pipeline(
     stages, stage_problems = _stages(source)
     problems += stage_problems
     graph = build_graph(stages, source)
-    problems += graph.problems
+    problems += graph.problems + (graph.absent if inputs else [])
     for name, config in stages.items():
         problems += check(name, config, source)
     if problems or header is None:
