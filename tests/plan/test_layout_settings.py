@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from plan_shapes import FP8, H100, PRESETS
 
-from toolkit.megatron.config import PretrainConfig
+from toolkit.megatron.config import ParallelConfig, PretrainConfig
 from toolkit.pipeline.source import read_yaml
+from toolkit.plan import settings
 from toolkit.plan.describe import layout_shape, model_shape
 from toolkit.plan.layout import is_valid
 from toolkit.plan.search import search
@@ -131,3 +132,33 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     stage = load_checked(file).pipeline.stages["base"]
     assert isinstance(stage, PretrainConfig)
     assert layout_shape(stage, 8) == best
+
+
+def test_no_setting_of_parallel_is_lost() -> None:
+    """What is printed takes the place of the stage's own, so that it has all of that."""
+    buffers = {
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "tp_comm_overlap": True,
+        "tp_comm_overlap_cfg": {"proj_fprop": {"method": "ring_exchange"}},
+        "tp_comm_overlap_rs_dgrad": True,
+    }
+    sharded = {
+        "use_megatron_fsdp": True,
+        "keep_fp8_transpose_cache": True,
+        "suggested_communication_unit_size": 1000,
+    }
+    for parallel in (buffers, sharded):
+        layout = layout_shape(config("llama-3-8b", {"parallel": parallel}), 8)
+        assert settings_of(layout, layout)["parallel"] == parallel
+    without = replace(layout, fsdp=None)
+    assert settings_of(without, layout)["parallel"] == {}
+
+
+def test_every_setting_of_parallel_has_its_way_back() -> None:
+    """A new one is to be planned with, or to be handed on."""
+    back = {*settings.PARALLEL, *settings.FSDP.values()}
+    back |= {*settings.UNREAD_OF_BUFFERS, *settings.UNREAD_OF_FSDP}
+    back |= {"expert_tensor_parallel_size", "cp_comm_type", "hierarchical_context_parallel_sizes"}
+    back |= {"pipeline_model_parallel_layout", "overlap_grad_reduce", "overlap_p2p_comm"}
+    assert set(ParallelConfig.model_fields) == back

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from toolkit.megatron.config import ModelConfig, ParallelConfig, PretrainConfig
 from toolkit.megatron.pipeline_layout import LayoutMistake, LayoutSetting, stages_of
+from toolkit.plan.settings import UNREAD_OF_BUFFERS, UNREAD_OF_FSDP
 from toolkit.plan.shape import (
     Fusions,
     Layout,
@@ -16,6 +19,7 @@ from toolkit.plan.shape import (
     Run,
 )
 
+UNREAD = {*UNREAD_OF_BUFFERS, *UNREAD_OF_FSDP}
 SAME_IN_MODEL = (
     "num_layers",
     "hidden_size",
@@ -136,6 +140,7 @@ def layout_shape(config: PretrainConfig, world_size: int) -> Layout:
         overlap=_overlap(parallel, world_size),
         moe=_moe_kernels(parallel),
         fusions=_fusions(config),
+        unread=_unread(parallel),
     )
 
 
@@ -167,6 +172,12 @@ def _recompute(config: PretrainConfig) -> Recompute:
         modules=tuple(config.recompute_modules or ()),
         distribute_saved_activations=config.distribute_saved_activations,
     )
+
+
+def _unread(parallel: ParallelConfig) -> tuple[tuple[str, str], ...]:
+    """Settings that change no rule, memory or time here, where they are not the defaults."""
+    given = parallel.model_dump(mode="json", include=UNREAD, exclude_defaults=True)
+    return tuple((name, json.dumps(value)) for name, value in given.items())
 
 
 def _overlap(parallel: ParallelConfig, world_size: int) -> Overlap:

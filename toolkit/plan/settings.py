@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from operator import attrgetter
 
 from toolkit.megatron.pipeline_layout import text_of
@@ -37,6 +38,16 @@ PARALLEL = {
 }
 """By the names of a stage's ``parallel``, what a layout calls them."""
 FSDP = {"megatron": "use_megatron_fsdp", "torch": "use_torch_fsdp2"}
+UNREAD_OF_BUFFERS = (
+    "tp_comm_overlap_cfg",
+    "tp_comm_overlap_ag",
+    "tp_comm_overlap_rs",
+    "tp_comm_overlap_rs_dgrad",
+    "tp_comm_bootstrap_backend",
+)
+"""Of ``parallel``, what goes with tp_comm_overlap alone and is handed on as it is."""
+UNREAD_OF_FSDP = ("suggested_communication_unit_size", "keep_fp8_transpose_cache")
+"""Likewise with use_megatron_fsdp."""
 RECOMPUTE = {
     "recompute_granularity": "granularity",
     "recompute_method": "method",
@@ -75,6 +86,9 @@ def _parallel(layout: Layout) -> dict[str, object]:
     }
     if layout.fsdp is not None:
         found[FSDP[layout.fsdp]] = True
+    kept: tuple[str, ...] = UNREAD_OF_BUFFERS if layout.overlap.tp_comm else ()
+    kept += UNREAD_OF_FSDP if layout.fsdp == "megatron" else ()
+    found |= {name: json.loads(text) for name, text in layout.unread if name in kept}
     if layout.expert_tp != layout.tp:
         found["expert_tensor_parallel_size"] = layout.expert_tp
     if layout.cp > 1 and layout.cp_comm_type != plain.cp_comm_type:

@@ -123,7 +123,7 @@ class Fusions:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is cut over its ranks, in space and in the batch."""
+    """How a run is cut over its ranks; ``unread`` is settings, as JSON, that no estimate needs."""
 
     world_size: int = 1
     tp: int = 1
@@ -144,7 +144,6 @@ class Layout:
     """``num_layers_in_first_pipeline_stage``; None where all stages have as many."""
     last_stage_layers: int | None = None
     account_for_embedding: bool = False
-    """``account_for_embedding_in_pipeline_split``: the embedding counts as a layer."""
     account_for_loss: bool = False
     stages: tuple[str, ...] = ()
     """Of ``pipeline_model_parallel_layout`` the letters of each stage, ``("Ett", "tt", "L")``."""
@@ -168,6 +167,7 @@ class Layout:
     overlap: Overlap = field(default=Overlap())
     moe: MoeKernels = field(default=MoeKernels())
     fusions: Fusions = field(default=Fusions())
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def model_parallel_size(self) -> int:
