@@ -180,6 +180,10 @@ def test_megatron_core_gets_the_settings() -> None:
     assert found.data_parallel_sharding_strategy == "optim_grads_params"
     assert found.use_distributed_optimizer and found.overlap_grad_reduce
     assert found.gradient_reduce_div_fusion
+    assert found.grad_reduce_in_fp32
+    assert getattr(found, "megatron_fsdp_main_grads_dtype", torch.float32) == torch.float32  # 0.17
+    cpu = ddp_config(config(**asked), overlap_grad_reduce=True, gpu=False)
+    assert not cpu.gradient_reduce_div_fusion
 
 
 @pytest.mark.parametrize(

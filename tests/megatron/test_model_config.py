@@ -112,6 +112,8 @@ def test_what_is_asked_of_the_kernels_wins(monkeypatch: pytest.MonkeyPatch) -> N
     assert on_a_gpu(monkeypatch, LLAMA, apex)["gradient_accumulation_fusion"]
     off = on_a_gpu(monkeypatch, LLAMA, apex, gradient_accumulation_fusion=False)
     assert not off["gradient_accumulation_fusion"]
+    sharded = on_a_gpu(monkeypatch, LLAMA, apex, {"use_megatron_fsdp": True})
+    assert not sharded["gradient_accumulation_fusion"]
 
 
 def test_fused_losses_are_for_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,10 @@ def test_buffers_hold_what_is_gathered() -> None:
     assert arguments(config(), newer=True)["quantization_modes"] == [Modes.NONE]
     assert arguments(low, newer=True)["quantization_modes"] == [Modes.FP8]
     assert arguments(mixed, newer=True)["quantization_modes"] == [Modes.FP8, Modes.NONE]
+    none = mixed.model_copy(update={"num_layers_at_start_in_bf16": 0})
+    assert arguments(none, newer=True)["quantization_modes"] == [Modes.FP8, Modes.NONE]
+    none = none.model_copy(update={"num_layers_at_end_in_bf16": 0})
+    assert arguments(none, newer=True)["quantization_modes"] == [Modes.FP8]
 
 
 def test_each_product_as_it_is_asked() -> None:
