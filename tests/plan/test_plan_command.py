@@ -98,6 +98,14 @@ def test_data_may_lie_elsewhere(files: tuple[str, str]) -> None:
     )
 
 
+def test_more_gpus_than_a_job_may_have(files: tuple[str, str]) -> None:
+    limited = Path(files[1])
+    limited.write_text(CLUSTER + "limits: {nodes: 8}\n")
+    command = [files[0], "--cluster", str(limited), "--gpus"]
+    assert "128 GPUs, where a job may have 64 (8 nodes of 8)" in said(*command, "128")
+    assert "a job may have" not in said(*command, "64")
+
+
 def test_what_does_not_fit_says_so(files: tuple[str, str]) -> None:
     layout = "stages.base.parallel={tensor_model_parallel_size: 4, sequence_parallel: true}"
     out = said(files[0], layout, "--cluster", files[1])
@@ -234,7 +242,7 @@ def test_json_has_the_whole_tables(files: tuple[str, str]) -> None:
     assert best[0]["why"] == ""
     assert all(row["slower"] > 0 and row["why"] for row in best[1:])
     refused = json.loads(said(files[0], "--cluster", files[1], "--gpus", "48", "--json", code=2))
-    assert refused["stages"][0].keys() == {"name", "violations"}
+    assert refused["stages"][0].keys() == {"name", "violations", "notes"}
 
 
 def test_a_layout_of_its_own(files: tuple[str, str]) -> None:

@@ -135,7 +135,7 @@ def _plan(question: Question) -> bool:
     for number, stage in enumerate(answer(question)):
         if number:
             terminal.print()
-        for violation in stage.violations:
+        for violation in (*stage.violations, *stage.notes):
             _warn(f"{stage.name}: {violation}")
         refused = refused or stage.sizing is None
         if stage.sizing is not None:

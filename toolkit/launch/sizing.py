@@ -54,11 +54,17 @@ class StageAnswer:
     found: Found | None
     run: Run
     """As the file has it, on the GPUs that are asked for."""
+    notes: tuple[str, ...] = ()
+    """What the profile does not allow: more GPUs than a job may have."""
     search_seconds: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """All of it, for programs."""
-        told: dict[str, Any] = {"name": self.name, "violations": list(self.violations)}
+        told: dict[str, Any] = {
+            "name": self.name,
+            "violations": list(self.violations),
+            "notes": list(self.notes),
+        }
         if self.sizing is not None:
             told |= plain_sizing(self.sizing)
         if self.found is not None:
@@ -163,18 +169,27 @@ def _stage(
 ) -> StageAnswer:
     run = _run(loaded, name, config, cluster, question.gpus)
     wrong = tuple(f"{v.key}: {v.message}" for v in violations(run))
+    notes = _beyond(run.layout.world_size, cluster)
     step = config.global_batch_size * config.sequence
     tokens = question.tokens or config.train_iters * step
     sizing = None if wrong else size_run(run, hardware, tokens, cluster.planning)
     if not question.search:
-        return StageAnswer(name, hardware, wrong, sizing, None, run)
+        return StageAnswer(name, hardware, wrong, sizing, None, run, notes)
     started = time.perf_counter()
     found = search(run, Estimator(run.model, run.precision, hardware))
     seconds = time.perf_counter() - started
     if sizing is None and found.best:
         best = replace(run, layout=found.best[0].layout)
         sizing = size_run(best, hardware, tokens, cluster.planning)
-    return StageAnswer(name, hardware, wrong, sizing, found, run, seconds)
+    return StageAnswer(name, hardware, wrong, sizing, found, run, notes, seconds)
+
+
+def _beyond(gpus: int, cluster: Cluster) -> tuple[str, ...]:
+    """Why no job may have so many GPUs, where that is so."""
+    nodes, each = cluster.limits.nodes, cluster.node.gpus
+    if nodes is None or gpus <= nodes * each:
+        return ()
+    return (f"{gpus:,} GPUs, where a job may have {nodes * each:,} ({nodes} nodes of {each})",)
 
 
 def _run(
