@@ -304,11 +304,19 @@ def test_what_is_missing_is_named(command: list[str], words: str) -> None:
     assert words in said(*command, code=2)
 
 
+def test_the_keys_of_a_profile_are_where_it_says(files: tuple[str, str]) -> None:
+    Path(files[1]).write_text(CLUSTER + "zzz: 1\n")
+    assert "`toolkit schema cluster` has them" in said(files[0], "--cluster", files[1], code=2)
+
+
 def test_a_cluster_without_gpus(files: tuple[str, str]) -> None:
     assert "no GPUs" in said(files[0], "--cluster", "cpu-partition", code=2)
 
 
-def test_a_vocabulary_that_nobody_knows(files: tuple[str, str], tmp_path: Path) -> None:
+def test_a_vocabulary_that_nobody_knows(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.launch.slurm.here", lambda: False)
     (tmp_path / "tokens.bin").touch()
     (tmp_path / "tokens.idx").touch()
     settings = yaml.safe_load(PIPELINE)
@@ -324,6 +332,8 @@ def test_a_vocabulary_that_nobody_knows(files: tuple[str, str], tmp_path: Path) 
     file.write_text(yaml.safe_dump(settings))
     out = said(str(file), "--cluster", files[1], code=2)
     assert "the vocabulary's size is not known" in out
+    checked = CliRunner().invoke(app, ["check", str(file), "--cluster", files[1]])
+    assert checked.exit_code == 0 and "whether it fits was not looked at" in checked.output
     known = "stages.base.model.vocab_size=1000"
     assert "parameters" in said(str(file), known, "--cluster", files[1])
 

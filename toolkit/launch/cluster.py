@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -90,6 +90,9 @@ class Software(Settings):
 
 class Cluster(Settings):
     """A Slurm cluster, and how jobs are sent to it."""
+
+    listing: ClassVar[str] = "toolkit schema cluster"
+    """What prints all keys, for messages."""
 
     scheduler: Literal["slurm"] = Field(description="What takes the jobs.")
     submit_with: Literal["sbatch", "submitit"] = Field(

@@ -96,8 +96,8 @@ def _hardware(cluster: Cluster) -> Hardware:
 def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
     """The pretraining stages whose fullest rank needs more than a GPU of the cluster has.
 
-    Of GPUs that are not known this alone is said; where there are none, or where the vocabulary is
-    not known, nothing: nobody asked for a plan.
+    Where the GPUs or a vocabulary are not known, that is said instead; where there are no GPUs,
+    nothing.
     """
     if not cluster.node.gpus:
         return []
@@ -111,7 +111,8 @@ def memory_warnings(loaded: Loaded, cluster: Cluster) -> list[str]:
             continue
         try:
             run = _run(loaded, name, config, cluster)
-        except ToolkitError:
+        except ToolkitError as error:
+            found.append(f"{error.message}; whether it fits was not looked at ({error.hint})")
             continue
         whole, margin = (run.model, run.layout, run.precision), hardware.tuning.fragmentation
         needed = largest(memory_by_stage(*whole, fragmentation=margin)).total

@@ -28,14 +28,17 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return f"did you mean {close[0]!r}?" if close else None
 
 
-def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence for a name that is none of the valid ones, with the nearest, and all if few."""
+def unknown(what: str, name: str, valid: Iterable[str], listing: str = "toolkit schema") -> str:
+    """A sentence for a name that is none of the valid ones, with the nearest, and all if few.
+
+    ``listing`` is the command that prints all keys.
+    """
     names = list(valid)
     near = nearest(name, names)
     listed = ", ".join(names) if names else "none"
     if what == "key":
         near = near or _spelt_out(name, names)
-        listed = listed if len(names) <= MOST_LISTED else f"{len(names)}; `toolkit schema` has them"
+        listed = listed if len(names) <= MOST_LISTED else f"{len(names)}; `{listing}` has them"
     return f"unknown {what} {name!r}" + (f"; {near}" if near else "") + f" (valid: {listed})"
 
 
@@ -130,7 +133,8 @@ def _other_branch(key: Key, item: Any, model: type[BaseModel], keys: list[Key]) 
 def _sentence(item: Any, model: type[BaseModel], key: Key, data: Any) -> str:
     if item["type"] == "extra_forbidden":
         holders = _chosen(models_at(model, key[:-1]), at(data, key[:-1]))
-        return unknown("key", str(key[-1]), [n for m in holders for n in m.model_fields])
+        names = [n for m in holders for n in m.model_fields]
+        return unknown("key", str(key[-1]), names, getattr(model, "listing", "toolkit schema"))
     if item["type"] == "missing":
         return "is missing, and has no default" + _described(model, key)
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
